@@ -1,0 +1,1 @@
+"""Serving time: opens artifacts and decides who runs next."""
