@@ -1,0 +1,72 @@
+// The C interface of the operator library. No torch type appears here: tensors are pointers, sizes and strides in elements.
+// Every function returns 0, or a non-zero code; pllm_last_error() then says why, for the calling thread.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+#define PLLM_EXPORT __attribute__((visibility("default")))
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum { PLLM_ABI_VERSION = 1 };
+enum { PLLM_OK = 0, PLLM_INVALID_ARGUMENT = 1, PLLM_OUT_OF_MEMORY = 2, PLLM_UNSUPPORTED_CPU = 3 };
+enum { PLLM_FLOAT32 = 0, PLLM_BFLOAT16 = 1 };
+enum { PLLM_ROW_OK = 0, PLLM_ROW_NOT_FINITE = 1 };  // a row's own status in argmax and sampling
+
+PLLM_EXPORT int pllm_abi_version(void);
+PLLM_EXPORT const char* pllm_last_error(void);
+
+// Chooses the instruction set (PLLM_CPU_ISA=avx2|avx512, else the best this CPU has) and writes its name to isa_out.
+// Called by itself on first use; call it to see the error early.
+PLLM_EXPORT int pllm_init(char* isa_out, size_t size);
+PLLM_EXPORT const char* pllm_cpu_isa(void);  // "" when no supported instruction set was found
+PLLM_EXPORT int pllm_set_num_threads(int threads);
+PLLM_EXPORT int pllm_num_threads(void);
+
+// y[M,N] = x[M,K] W^T + bias, float32 arithmetic; W packed as kernels/packing.py: pack_linear.
+PLLM_EXPORT int pllm_linear(const float* x, int64_t m, int64_t x_stride, const void* weight, int weight_dtype, int64_t n,
+                            int64_t k, const float* bias, float* y, int64_t y_stride);
+
+// y[T,K] = rows ids[T] of a packed weight of N rows.
+PLLM_EXPORT int pllm_embedding(const int64_t* ids, int64_t tokens, const void* weight, int weight_dtype, int64_t n,
+                               int64_t k, float* y, int64_t y_stride);
+
+// One step of attention over the paged cache: writes this step's keys and values, then attends.
+typedef struct {
+  const float* q;  // [tokens, heads, head_dim]
+  const float* k;  // [tokens, kv_heads, head_dim]
+  const float* v;  // [tokens, kv_heads, head_dim]
+  int64_t q_strides[3], k_strides[3], v_strides[3];  // token, head, element; the last must be 1
+  void* kv;        // [num_blocks, num_layers, 2, kv_heads, block_size, head_dim], contiguous
+  const int32_t* block_table;  // [sequences, table_width], contiguous
+  const int32_t* query_start;  // [sequences + 1]
+  const int32_t* context_len;  // [sequences]: tokens in the cache after this step
+  const float* sinks;          // [heads] or null
+  float* out;                  // [tokens, heads, head_dim], contiguous
+  int64_t tokens, heads, kv_heads, head_dim, sequences, table_width, num_blocks, num_layers, block_size, layer;
+  int64_t sliding_window;      // 0: none; else a query at p sees the keys in (p - window, p]
+  int32_t kv_dtype;
+  float scale, softcap;        // softcap 0: none
+} PllmPagedAttention;
+PLLM_EXPORT int pllm_paged_attention(const PllmPagedAttention* a);
+
+// Copies whole blocks: pairs[n][2] = (source, target).
+PLLM_EXPORT int pllm_copy_blocks(void* kv, int64_t num_blocks, int64_t bytes_per_block, const int64_t* pairs, int64_t n);
+
+// Per row of logits[R,V]: the first index of the maximum, the maximum, and a PLLM_ROW_* status.
+PLLM_EXPORT int pllm_argmax(const float* logits, int64_t rows, int64_t vocab, int64_t stride, int64_t* ids, float* maxima,
+                            int32_t* status);
+PLLM_EXPORT int pllm_logsumexp(const float* logits, int64_t rows, int64_t vocab, int64_t stride, double* out);
+
+// One draw per row by inverse CDF in token-id order: temperature, min-p, top-k, top-p, in vLLM's order. temperature
+// below 1e-5: argmax. top_k <= 0 or >= V, top_p >= 1, min_p <= 0: off. uniform in [0, 1).
+PLLM_EXPORT int pllm_sample_rows(const float* logits, int64_t rows, int64_t vocab, int64_t stride, const float* temperature,
+                                 const int32_t* top_k, const float* top_p, const float* min_p, const double* uniform,
+                                 int64_t* ids, int32_t* status);
+
+#ifdef __cplusplus
+}
+#endif

@@ -1,0 +1,521 @@
+// Paged attention: writes this step's keys and values into the pool, then attends over it.
+//
+// A sequence's work is cut into items (kv head, tile of query tokens, span of keys), by its own lengths only, so a row's result
+// does not depend on its neighbours. Short tiles cut their keys into spans (Flash-Decoding) so that one long sequence keeps
+// all cores busy; the spans' partial softmaxes are then merged in order. Two ways through an item:
+//   decode_span: few query rows. Keys are read where they lie; dot products over head_dim.
+//   tile_span:   many query rows. Keys are gathered and transposed, values gathered, 128 at a time, and two dense products
+//                around an online softmax (FlashAttention, Dao et al. 2022) share them.
+#include <omp.h>
+#include <string.h>
+
+#include "kernels.h"
+#include "simd.h"
+
+namespace pllm {
+namespace PLLM_ISA {
+
+namespace {
+
+constexpr int64_t kPanel = 32, kGroups = 16 / kLanes;
+constexpr int64_t kTileRows = kLanes == 16 ? 12 : 6;  // rows of one register tile
+constexpr int64_t kQueryRows = 96;                    // rows of a query tile: tokens x heads of the group
+constexpr int64_t kKeys = 128;                        // keys gathered at a time
+constexpr int64_t kSpan = 512;                        // keys of a span, where a tile's keys are cut
+constexpr int64_t kDecodeRows = 4;                    // up to here keys are read in place
+constexpr int64_t kMaxHeadDim = 512;
+
+struct Item {
+  int32_t sequence, kv_head, token0, token1;  // query tokens, within the sequence
+  int64_t key0, key1;                         // keys, within the sequence
+  float* partial;                             // null: the item is the whole row set, written to out
+};
+
+struct Call {
+  const PllmPagedAttention* a;
+  int64_t group, padded, row_floats;  // query heads per kv head; head_dim up to whole panels; floats of a partial row
+};
+
+PLLM_INLINE int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+PLLM_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+PLLM_INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+
+PLLM_INLINE uint16_t to_bfloat16(float value) {  // round to nearest even; NaN stays NaN
+  uint32_t bits;
+  memcpy(&bits, &value, 4);
+  const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  return (uint16_t)((bits & 0x7fffffff) > 0x7f800000 ? (bits >> 16) | 0x40 : rounded);
+}
+PLLM_INLINE void narrow(const float* from, float* to, int64_t n) { memcpy(to, from, sizeof(float) * n); }
+PLLM_INLINE void narrow(const float* from, uint16_t* to, int64_t n) {
+  for (int64_t i = 0; i < n; i++) to[i] = to_bfloat16(from[i]);
+}
+PLLM_INLINE void widen(const float* from, float* to, int64_t n) { memcpy(to, from, sizeof(float) * n); }
+PLLM_INLINE void widen(const uint16_t* from, float* to, int64_t n) {
+  for (int64_t i = 0; i < n; i++) {
+    const uint32_t bits = (uint32_t)from[i] << 16;
+    memcpy(to + i, &bits, 4);
+  }
+}
+
+// Walks the cache of one sequence, kv head and kind (0 keys, 1 values), token by token.
+template <class T>
+struct Cursor {
+  const T* base;
+  const int32_t* blocks;
+  int64_t block_stride, block_size, head_dim, index, offset;
+
+  static Cursor at(const PllmPagedAttention& a, int64_t sequence, int64_t head, int kind, int64_t token) {
+    Cursor c;
+    c.head_dim = a.head_dim;
+    c.block_size = a.block_size;
+    const int64_t plane = a.block_size * a.head_dim;
+    c.block_stride = a.num_layers * 2 * a.kv_heads * plane;
+    c.base = (const T*)a.kv + ((a.layer * 2 + kind) * a.kv_heads + head) * plane;
+    c.blocks = a.block_table + sequence * a.table_width;
+    c.index = token / a.block_size;
+    c.offset = token % a.block_size;
+    return c;
+  }
+  const T* here() const { return base + blocks[index] * block_stride + offset * head_dim; }
+  void next() {
+    if (++offset == block_size) offset = 0, index++;
+  }
+};
+
+template <class T>
+void write_cache(const PllmPagedAttention& a) {
+#pragma omp for collapse(2) schedule(static)
+  for (int64_t b = 0; b < a.sequences; b++) {
+    for (int64_t h = 0; h < a.kv_heads; h++) {
+      const int64_t tokens = a.query_start[b + 1] - a.query_start[b], start = a.context_len[b] - tokens;
+      if (!tokens) continue;
+      for (int kind = 0; kind < 2; kind++) {
+        const float* from = (kind ? a.v : a.k);
+        const int64_t* strides = kind ? a.v_strides : a.k_strides;
+        from += a.query_start[b] * strides[0] + h * strides[1];
+        Cursor<T> to = Cursor<T>::at(a, b, h, kind, start);
+        for (int64_t t = 0; t < tokens; t++) {
+          narrow(from + t * strides[0], const_cast<T*>(to.here()), a.head_dim);
+          if (t + 1 < tokens) to.next();  // the table may end here
+        }
+      }
+    }
+  }
+}
+
+// Scores -> logits, in place: soft cap.
+PLLM_INLINE void soft_cap(float* s, int64_t n, float cap) {
+  const vf c = set1(cap), inverse = set1(1.0f / cap);
+  for (int64_t i = 0; i < n; i += kLanes) store(s + i, mul(c, tanh(mul(load(s + i), inverse))));
+}
+
+// Ends a row: folds the sink into the denominator, divides, writes.
+void finish(const PllmPagedAttention& a, int64_t head, float maximum, float sum, const float* o, float* out) {
+  float scale = 1.0f;
+  if (a.sinks) {
+    float e[kLanes] = {0};
+    const float sink = a.sinks[head], top = maximum > sink ? maximum : sink;
+    e[0] = maximum - top;
+    e[1] = sink - top;
+    store(e, exp(load(e)));
+    scale = e[0];
+    sum = sum * e[0] + e[1];
+  }
+  scale /= sum;
+  int64_t d = 0;
+  for (; d + kLanes <= a.head_dim; d += kLanes) store(out + d, mul(load(o + d), set1(scale)));
+  if (d < a.head_dim) store_first(out + d, mul(load(o + d), set1(scale)), a.head_dim - d);
+}
+
+// A row of an item: to out, or to the item's partials.
+PLLM_INLINE void emit(const Call& c, const Item& item, int64_t row, float maximum, float sum, const float* o) {
+  const PllmPagedAttention& a = *c.a;
+  const int64_t token = item.token0 + row / c.group, head = item.kv_head * c.group + row % c.group;
+  if (item.partial) {
+    float* to = item.partial + row * c.row_floats;
+    memcpy(to, o, sizeof(float) * c.padded);
+    to[c.padded] = maximum;
+    to[c.padded + 1] = sum;
+  } else {
+    finish(a, head, maximum, sum, o, a.out + ((a.query_start[item.sequence] + token) * a.heads + head) * a.head_dim);
+  }
+}
+
+// One query token, R heads of a group from `row`: softmax over a span of keys in two passes. head_dim % kLanes == 0.
+template <int R, class T>
+void decode_span(const Call& c, const Item& item, int64_t row, float* work) {
+  const PllmPagedAttention& a = *c.a;
+  const int64_t D = a.head_dim, keys = item.key1 - item.key0, padded_keys = round_up(keys, kLanes);
+  float* q = work;                   // [R][D], scaled
+  float* s = q + R * D;              // [R][kSpan]
+  float* o = s + R * kSpan;          // [padded]
+  const float* from = a.q + (a.query_start[item.sequence] + item.token0) * a.q_strides[0] +
+                      (item.kv_head * c.group + row) * a.q_strides[1];
+  for (int r = 0; r < R; r++)
+    for (int64_t d = 0; d < D; d += kLanes) store(q + r * D + d, mul(load(from + r * a.q_strides[1] + d), set1(a.scale)));
+
+  Cursor<T> k = Cursor<T>::at(a, item.sequence, item.kv_head, 0, item.key0);
+  constexpr int J = R <= 2 ? 4 : 2;  // keys at a time: R*J accumulators
+  for (int64_t i = 0; i < padded_keys; i += kLanes) {
+    const T* key[kLanes];
+    for (int j = 0; j < kLanes; j++) {
+      key[j] = k.here();
+      if (i + j + 1 < keys) k.next();  // past the end: the last key again
+    }
+    vf dot[R][kLanes];
+    PLLM_UNROLL for (int j = 0; j < kLanes; j += J) {
+      vf acc[R][J];
+      PLLM_UNROLL for (int r = 0; r < R; r++) PLLM_UNROLL for (int l = 0; l < J; l++) acc[r][l] = zero();
+      for (int64_t d = 0; d < D; d += kLanes) {
+        vf x[J];
+        PLLM_UNROLL for (int l = 0; l < J; l++) x[l] = load(key[j + l] + d);
+        PLLM_UNROLL for (int r = 0; r < R; r++) {
+          const vf w = load(q + r * D + d);
+          PLLM_UNROLL for (int l = 0; l < J; l++) acc[r][l] = fmadd(w, x[l], acc[r][l]);
+        }
+      }
+      PLLM_UNROLL for (int r = 0; r < R; r++) PLLM_UNROLL for (int l = 0; l < J; l++) dot[r][j + l] = acc[r][l];
+    }
+    PLLM_UNROLL for (int r = 0; r < R; r++) store(s + r * kSpan + i, sum_each(dot[r]));
+  }
+
+  float maximum[R], sum[R];
+  for (int r = 0; r < R; r++) {
+    float* row_s = s + r * kSpan;
+    if (a.softcap > 0) soft_cap(row_s, padded_keys, a.softcap);
+    vf top = set1(-INFINITY);
+    for (int64_t i = 0; i < padded_keys; i += kLanes) top = max(top, load(row_s + i));  // the padding repeats the last key
+    maximum[r] = reduce_max(top);
+    const vf m = set1(maximum[r]);
+    vf total = zero();
+    for (int64_t i = 0; i < padded_keys; i += kLanes) {
+      const vf p = keep_first(exp(sub(load(row_s + i), m)), keys - i, zero());
+      store(row_s + i, p);
+      total = add(total, p);
+    }
+    sum[r] = reduce_add(total);
+  }
+
+  const Cursor<T> v0 = Cursor<T>::at(a, item.sequence, item.kv_head, 1, item.key0);
+  constexpr int C = R == 1 ? 8 : R == 2 ? 4 * (kLanes / 8) : R == 3 ? 2 + kLanes / 8 : kLanes / 4;  // vectors of head_dim at a time
+  float* outs = o;  // [R][padded]
+  int64_t d = 0;
+  for (; d + C * kLanes <= D; d += C * kLanes) {
+    vf acc[R][C];
+    PLLM_UNROLL for (int r = 0; r < R; r++) PLLM_UNROLL for (int l = 0; l < C; l++) acc[r][l] = zero();
+    Cursor<T> v = v0;
+    for (int64_t i = 0; i < keys; i++) {
+      const T* value = v.here() + d;
+      vf x[C];
+      PLLM_UNROLL for (int l = 0; l < C; l++) x[l] = load(value + l * kLanes);
+      PLLM_UNROLL for (int r = 0; r < R; r++) {
+        const vf p = set1(s[r * kSpan + i]);
+        PLLM_UNROLL for (int l = 0; l < C; l++) acc[r][l] = fmadd(p, x[l], acc[r][l]);
+      }
+      if (i + 1 < keys) v.next();
+    }
+    PLLM_UNROLL for (int r = 0; r < R; r++)
+        PLLM_UNROLL for (int l = 0; l < C; l++) store(outs + r * c.padded + d + l * kLanes, acc[r][l]);
+  }
+  for (; d < D; d += kLanes) {
+    vf acc[R];
+    PLLM_UNROLL for (int r = 0; r < R; r++) acc[r] = zero();
+    Cursor<T> v = v0;
+    for (int64_t i = 0; i < keys; i++) {
+      const vf x = load(v.here() + d);
+      PLLM_UNROLL for (int r = 0; r < R; r++) acc[r] = fmadd(set1(s[r * kSpan + i]), x, acc[r]);
+      if (i + 1 < keys) v.next();
+    }
+    PLLM_UNROLL for (int r = 0; r < R; r++) store(outs + r * c.padded + d, acc[r]);
+  }
+  for (int r = 0; r < R; r++) emit(c, item, row + r, maximum[r], sum[r], outs + r * c.padded);
+}
+
+// C[R][32] from A (AK, AR: strides of k and of rows) and B[k][32]; added to C where `more`.
+template <int R, int AK, int AR>
+PLLM_INLINE void product(const float* a, const float* b, int64_t k, bool more, float* to, int64_t stride) {
+  constexpr int G = kGroups == 1 || R > 3 ? 1 : 2;
+  for (int g0 = 0; g0 < kGroups; g0 += G) {
+    vf acc[R][2 * G];
+    PLLM_UNROLL for (int r = 0; r < R; r++) PLLM_UNROLL for (int i = 0; i < 2 * G; i++) {
+      const int col = (g0 + i / 2) * kLanes + (i & 1) * 16;
+      acc[r][i] = more ? load(to + r * stride + col) : zero();
+    }
+    const char* ahead = nullptr;
+    multiply<R, G, AK, AR, 0>(a, b + g0 * kLanes, k, acc, ahead, 0);
+    PLLM_UNROLL for (int r = 0; r < R; r++) PLLM_UNROLL for (int i = 0; i < 2 * G; i++)
+        store(to + r * stride + (g0 + i / 2) * kLanes + (i & 1) * 16, acc[r][i]);
+  }
+}
+
+struct Tile {
+  float *q, *k, *v, *s, *o, *maximum, *sum;  // q [K/V rows]: per register tile [D][rows]; k [kKeys/32][D][32]; v [padded/32][kKeys][32]
+};
+
+// Rows row..row+R of a query tile against the gathered keys key0..key1.
+template <int R>
+void tile_rows(const Call& c, const Item& item, const Tile& w, int64_t row, int64_t key0, int64_t key1) {
+  const PllmPagedAttention& a = *c.a;
+  const int64_t D = a.head_dim;
+  const int64_t start = a.context_len[item.sequence] - (a.query_start[item.sequence + 1] - a.query_start[item.sequence]);
+  const int64_t last = start + item.token0 + (row + R - 1) / c.group;  // position of the last row's query
+  const int64_t seen = least(key1, last + 1);
+  if (seen <= key0) return;
+  if (a.sliding_window) {
+    const int64_t first_needed = start + item.token0 + row / c.group - a.sliding_window + 1;
+    if (key1 <= first_needed) return;
+  }
+  const int64_t n = seen - key0, columns = round_up(n, kPanel);
+  for (int64_t p = 0; p < columns; p += kPanel) product<R, R, 1>(w.q + row * D, w.k + p * D, D, false, w.s + p, kKeys);
+  float* o = w.o + row * c.padded;
+  for (int r = 0; r < R; r++) {
+    float* s = w.s + r * kKeys;
+    if (a.softcap > 0) soft_cap(s, columns, a.softcap);
+    const int64_t position = start + item.token0 + (row + r) / c.group;
+    const int64_t high = least(n, position + 1 - key0);
+    const int64_t low = a.sliding_window ? most(0, position - a.sliding_window + 1 - key0) : 0;
+    for (int64_t i = 0; i < low && i < columns; i++) s[i] = -INFINITY;
+    for (int64_t i = most(high, 0); i < columns; i++) s[i] = -INFINITY;
+    vf top = set1(w.maximum[row + r]);
+    for (int64_t i = 0; i < columns; i += kLanes) top = max(top, load(s + i));
+    const float before = w.maximum[row + r], now = reduce_max(top);
+    if (now == -INFINITY) {  // nothing seen yet
+      for (int64_t i = 0; i < columns; i += kLanes) store(s + i, zero());
+      continue;
+    }
+    const vf m = set1(now);
+    vf total = zero();
+    for (int64_t i = 0; i < columns; i += kLanes) {
+      const vf p = exp(sub(load(s + i), m));
+      store(s + i, p);
+      total = add(total, p);
+    }
+    if (now != before) {
+      float e[kLanes] = {0};
+      e[0] = before - now;
+      store(e, exp(load(e)));
+      w.sum[row + r] *= e[0];
+      const vf scale = set1(e[0]);
+      for (int64_t d = 0; d < c.padded; d += kLanes) store(o + r * c.padded + d, mul(load(o + r * c.padded + d), scale));
+      w.maximum[row + r] = now;
+    }
+    w.sum[row + r] += reduce_add(total);
+  }
+  for (int64_t d = 0; d < c.padded; d += kPanel) product<R, 1, kKeys>(w.s, w.v + d * kKeys, n, true, o + d, c.padded);
+}
+
+void tile_rows_of(int64_t rows, const Call& c, const Item& item, const Tile& w, int64_t row, int64_t key0, int64_t key1) {
+  switch (rows) {
+#define PLLM_ROWS(R) \
+  case R:            \
+    return tile_rows<R>(c, item, w, row, key0, key1);
+    PLLM_ROWS(1)
+    PLLM_ROWS(2)
+    PLLM_ROWS(3)
+    PLLM_ROWS(4)
+    PLLM_ROWS(5)
+    PLLM_ROWS(6)
+#if defined(__AVX512F__)
+    PLLM_ROWS(7)
+    PLLM_ROWS(8)
+    PLLM_ROWS(9)
+    PLLM_ROWS(10)
+    PLLM_ROWS(11)
+    PLLM_ROWS(12)
+#endif
+#undef PLLM_ROWS
+  }
+}
+
+// kLanes keys at a time: [key][d] -> [d][key], through a small buffer that stays in L1.
+template <class T>
+void gather(const Call& c, const Item& item, int64_t key0, int64_t key1, const Tile& w) {
+  const PllmPagedAttention& a = *c.a;
+  const int64_t D = a.head_dim, n = key1 - key0, columns = round_up(n, kPanel);
+  Cursor<T> k = Cursor<T>::at(a, item.sequence, item.kv_head, 0, key0), v = Cursor<T>::at(a, item.sequence, item.kv_head, 1, key0);
+  float row[kMaxHeadDim + kPanel];
+  for (int64_t i = 0; i < columns; i++) {
+    float* to = w.k + i / kPanel * kPanel * D + i % kPanel;
+    if (i >= n) {  // never read what nobody wrote
+      for (int64_t d = 0; d < D; d++) to[d * kPanel] = 0;
+      for (int64_t p = 0; p < c.padded; p += kPanel) memset(w.v + p * kKeys + i * kPanel, 0, sizeof(float) * kPanel);
+      continue;
+    }
+    widen(k.here(), row, D);
+    for (int64_t d = 0; d < D; d++) to[d * kPanel] = row[d];
+    widen(v.here(), row, D);
+    for (int64_t d = D; d < c.padded; d++) row[d] = 0;
+    for (int64_t p = 0; p < c.padded; p += kPanel) memcpy(w.v + p * kKeys + i * kPanel, row + p, sizeof(float) * kPanel);
+    if (i + 1 < n) k.next(), v.next();
+  }
+}
+
+template <class T>
+void tile_span(const Call& c, const Item& item, float* work) {
+  const PllmPagedAttention& a = *c.a;
+  const int64_t D = a.head_dim, rows = (item.token1 - item.token0) * c.group;
+  const int64_t room = most(kQueryRows, c.group);
+  Tile w;
+  w.k = work;
+  w.v = w.k + D * kKeys;
+  w.o = w.v + c.padded * kKeys;
+  w.s = w.o + room * c.padded;
+  w.q = w.s + kTileRows * kKeys;
+  w.maximum = w.q + room * D;
+  w.sum = w.maximum + room;
+
+  const int64_t tiles = (rows + kTileRows - 1) / kTileRows;
+  for (int64_t t = 0; t < tiles; t++) {
+    const int64_t row0 = rows * t / tiles, count = rows * (t + 1) / tiles - row0;
+    for (int64_t r = 0; r < count; r++) {
+      const int64_t token = a.query_start[item.sequence] + item.token0 + (row0 + r) / c.group;
+      const float* from = a.q + token * a.q_strides[0] + (item.kv_head * c.group + (row0 + r) % c.group) * a.q_strides[1];
+      float* to = w.q + row0 * D + r;
+      for (int64_t d = 0; d < D; d++) to[d * count] = from[d] * a.scale;
+    }
+  }
+  for (int64_t r = 0; r < rows; r++) w.maximum[r] = -INFINITY, w.sum[r] = 0;
+  memset(w.o, 0, sizeof(float) * rows * c.padded);
+  for (int64_t key0 = item.key0; key0 < item.key1; key0 += kKeys) {
+    const int64_t key1 = least(item.key1, key0 + kKeys);
+    gather<T>(c, item, key0, key1, w);
+    for (int64_t t = 0; t < tiles; t++) {
+      const int64_t row0 = rows * t / tiles;
+      tile_rows_of(rows * (t + 1) / tiles - row0, c, item, w, row0, key0, key1);
+    }
+  }
+  for (int64_t r = 0; r < rows; r++) emit(c, item, r, w.maximum[r], w.sum[r], w.o + r * c.padded);
+}
+
+template <class T>
+void attend(const Call& c, const Item& item, float* work) {
+  const bool decode = item.token1 - item.token0 == 1 && c.group <= kDecodeRows && c.a->head_dim % kLanes == 0 &&
+                      item.key1 - item.key0 <= kSpan;
+  if (!decode) return tile_span<T>(c, item, work);
+  switch (c.group) {
+    case 1: return decode_span<1, T>(c, item, 0, work);
+    case 2: return decode_span<2, T>(c, item, 0, work);
+    case 3: return decode_span<3, T>(c, item, 0, work);
+    default: return decode_span<4, T>(c, item, 0, work);
+  }
+}
+
+// How a sequence is cut: by its own lengths only.
+struct Cut {
+  int64_t tokens, start, tile_tokens, tiles, first_key, spans;
+
+  static Cut of(const Call& c, int64_t b) {
+    const PllmPagedAttention& a = *c.a;
+    Cut cut;
+    cut.tokens = a.query_start[b + 1] - a.query_start[b];
+    cut.start = a.context_len[b] - cut.tokens;
+    cut.tile_tokens = most(1, kQueryRows / c.group);
+    cut.tiles = (cut.tokens + cut.tile_tokens - 1) / cut.tile_tokens;
+    cut.first_key = a.sliding_window ? most(0, cut.start - a.sliding_window + 1) : 0;
+    cut.spans = cut.tiles == 1 ? (a.context_len[b] + kSpan - 1) / kSpan - cut.first_key / kSpan : 1;
+    return cut;
+  }
+  int64_t items(int64_t heads) const { return tiles * heads * spans; }
+};
+
+// The spans of a row, merged in order.
+void merge(const Call& c, const Item* items, int64_t spans) {
+  const PllmPagedAttention& a = *c.a;
+  const int64_t rows = (items->token1 - items->token0) * c.group;
+  float o[kMaxHeadDim + kPanel];
+  for (int64_t r = 0; r < rows; r++) {
+    float top = -INFINITY, sum = 0;
+    for (int64_t s = 0; s < spans; s++) {
+      const float m = items[s].partial[r * c.row_floats + c.padded];
+      if (!(m <= top)) top = m;  // a NaN stays
+    }
+    memset(o, 0, sizeof(float) * c.padded);
+    for (int64_t s = 0; s < spans; s++) {
+      const float* from = items[s].partial + r * c.row_floats;
+      float e[kLanes] = {0};
+      if (from[c.padded] == -INFINITY) continue;  // nothing of this span was seen
+      e[0] = from[c.padded] - top;
+      store(e, exp(load(e)));
+      sum += from[c.padded + 1] * e[0];
+      for (int64_t d = 0; d < c.padded; d += kLanes) store(o + d, fmadd(load(from + d), set1(e[0]), load(o + d)));
+    }
+    const int64_t token = a.query_start[items->sequence] + items->token0 + r / c.group;
+    const int64_t head = items->kv_head * c.group + r % c.group;
+    finish(a, head, top, sum, o, a.out + (token * a.heads + head) * a.head_dim);
+  }
+}
+
+template <class T>
+int run(const PllmPagedAttention& a) {
+  Call c = {&a, a.heads / a.kv_heads, round_up(a.head_dim, kPanel), 0};
+  c.row_floats = c.padded + 16;
+  int64_t count = 0, partial_rows = 0, work = 0;
+  for (int64_t b = 0; b < a.sequences; b++) {
+    const Cut cut = Cut::of(c, b);
+    count += cut.items(a.kv_heads);
+    work += cut.tokens * (a.context_len[b] - cut.first_key);
+    if (cut.spans > 1) partial_rows += cut.tokens * c.group * a.kv_heads * cut.spans;
+  }
+  if (!count) return PLLM_OK;
+  const int threads = work * a.heads * a.head_dim > 32768 ? num_threads() : 1;
+  const int64_t room = most(kQueryRows, c.group);
+  const int64_t tile_floats =
+      (a.head_dim + c.padded) * kKeys + room * (c.padded + a.head_dim + 2) + kTileRows * kKeys;
+  const int64_t decode_floats = kDecodeRows * (a.head_dim + kSpan + c.padded);
+  const int64_t floats = round_up(most(tile_floats, decode_floats), 16) + 16;
+  Item* items = (Item*)scratch(kScratchItems, sizeof(Item) * count);
+  float* workers = (float*)scratch(kScratchWorkers, sizeof(float) * floats * threads);
+  float* partials = partial_rows ? (float*)scratch(kScratchPartials, sizeof(float) * partial_rows * c.row_floats) : nullptr;
+  if (!items || !workers || (partial_rows && !partials)) return PLLM_OUT_OF_MEMORY;
+
+  int64_t n = 0;
+  for (int64_t b = 0; b < a.sequences; b++) {
+    const Cut cut = Cut::of(c, b);
+    for (int64_t t = cut.tiles - 1; t >= 0; t--) {  // the longest first
+      const int64_t token0 = t * cut.tile_tokens, token1 = least(cut.tokens, token0 + cut.tile_tokens);
+      const int64_t end = cut.start + token1;
+      const int64_t begin = a.sliding_window ? most(0, cut.start + token0 - a.sliding_window + 1) : 0;
+      for (int64_t h = 0; h < a.kv_heads; h++) {
+        for (int64_t s = 0; s < cut.spans; s++) {
+          Item& item = items[n++];
+          item = {(int32_t)b, (int32_t)h, (int32_t)token0, (int32_t)token1, begin, end, nullptr};
+          if (cut.spans > 1) {
+            const int64_t span = cut.first_key / kSpan + s;
+            item.key0 = most(begin, span * kSpan);
+            item.key1 = least(end, (span + 1) * kSpan);
+            item.partial = partials;
+            partials += (token1 - token0) * c.group * c.row_floats;
+          }
+        }
+      }
+    }
+  }
+
+#pragma omp parallel num_threads(threads) if (threads > 1)
+  {
+    write_cache<T>(a);
+    float* own = workers + omp_get_thread_num() * floats;
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t i = 0; i < count; i++) attend<T>(c, items[i], own);
+    if (partial_rows) {
+#pragma omp for schedule(dynamic, 1)
+      for (int64_t i = 0; i < count; i++) {
+        if (!items[i].partial || (i && items[i - 1].partial && items[i - 1].sequence == items[i].sequence &&
+                                  items[i - 1].kv_head == items[i].kv_head))
+          continue;  // not the first span of its row set
+        merge(c, items + i, Cut::of(c, items[i].sequence).spans);
+      }
+    }
+  }
+  return PLLM_OK;
+}
+
+}  // namespace
+
+int paged_attention(const PllmPagedAttention& a) {
+  return a.kv_dtype == PLLM_FLOAT32 ? run<float>(a) : run<uint16_t>(a);
+}
+
+}  // namespace PLLM_ISA
+}  // namespace pllm

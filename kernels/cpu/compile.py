@@ -1,0 +1,68 @@
+"""Builds the CPU operator library with the machine's C++ compiler. Called by `pllm build` and by the tests."""
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from pllm.kernels.cpu.sources import COMMON_FLAGS, LINK_FLAGS, SOURCES, Source
+
+__all__ = ["CompilerError", "build_library"]
+
+_HERE = Path(__file__).resolve().parent
+
+
+class CompilerError(Exception):
+    """The compiler is missing or refused the sources; the message names it, its complaint and the remedy."""
+
+
+def build_library(
+    out: Path,
+    compiler: str = "g++",
+    *,
+    sources: Sequence[Source] = SOURCES,
+    flags: Sequence[str] = (),
+    objects: Path | None = None,
+) -> Path:
+    """Compile `sources` into the shared library `out` and return it.
+
+    The same compiler and sources give the same bytes wherever the checkout or `out` lies: no path and no time gets into the
+    library. `flags` are added to every compilation and to the link (sanitizers). `objects`: a folder in which to leave the
+    object files. The library appears at `out` whole or not at all.
+
+    Raises:
+        CompilerError: no such compiler, or it failed.
+    """
+    found = shutil.which(compiler)
+    if found is None:
+        raise CompilerError(f"no C++ compiler {compiler!r} on the PATH: install g++ (Debian: apt install g++)")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".ops-") as scratch:
+        folder = Path(scratch) if objects is None else objects
+        folder.mkdir(parents=True, exist_ok=True)
+
+        def compile_one(source: Source) -> str:
+            path = folder / source.object
+            _run([found, *COMMON_FLAGS, f"-ffile-prefix-map={_HERE}=.", *source.flags, *flags, "-c", source.file, "-o", str(path)])
+            return source.object
+
+        with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+            made = list(pool.map(compile_one, sources))
+        library = Path(scratch) / "library.so"
+        # Objects by bare name, so that the order and the names in the library do not depend on where they were built.
+        _run([found, *made, *LINK_FLAGS, f"-Wl,-soname,{out.name}", *flags, "-o", str(library)], cwd=folder)
+        library.replace(out)
+    return out
+
+
+def _run(command: list[str], cwd: Path = _HERE) -> None:
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    if done.returncode:
+        complaint = "\n".join((done.stderr or done.stdout).strip().splitlines()[:20])
+        raise CompilerError(
+            f"{command[0]} failed with status {done.returncode}; a g++ of 11 or newer is needed.\n"
+            f"command: {' '.join(command)}\n{complaint}"
+        )

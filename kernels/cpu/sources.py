@@ -1,0 +1,49 @@
+"""What the CPU operator library is made of: one object file per entry, described as data."""
+
+from dataclasses import dataclass
+
+__all__ = ["COMMON_FLAGS", "LINK_FLAGS", "SOURCES", "Source"]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One translation unit: a file beside this one, the object it makes, and the flags it needs beyond `COMMON_FLAGS`."""
+
+    file: str
+    object: str
+    flags: tuple[str, ...] = ()
+
+
+# No -march=native: the library runs on any x86-64-v3 machine and picks its kernels there.
+# No contraction: what is fused is written as fmadd, so that the same source gives the same bits in every template.
+COMMON_FLAGS = (
+    "-O3",
+    "-std=c++17",
+    "-fPIC",
+    "-fopenmp",
+    "-fvisibility=hidden",
+    "-fno-exceptions",
+    "-fno-rtti",
+    "-fno-math-errno",
+    "-ffp-contract=off",
+    "-Wall",
+    "-Wextra",
+)
+LINK_FLAGS = ("-shared", "-fopenmp", "-Wl,--build-id=none", "-Wl,-z,defs", "-Wl,-O1")
+
+_AVX2 = ("-DPLLM_ISA=avx2", "-mavx2", "-mfma", "-mf16c")
+_AVX512 = (
+    "-DPLLM_ISA=avx512",
+    *("-mavx2", "-mfma", "-mf16c", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"),
+    "-mprefer-vector-width=512",
+    *("-Wno-uninitialized", "-Wno-maybe-uninitialized"),  # false alarms of g++ 12 inside its own immintrin.h
+)
+
+SOURCES = (
+    Source("dispatch.cpp", "dispatch.o"),
+    *(
+        Source(f"{name}.cpp", f"{name}_{isa}.o", flags)
+        for name in ("linear", "attention", "sampling")
+        for isa, flags in (("avx2", _AVX2), ("avx512", _AVX512))
+    ),
+)

@@ -1,0 +1,215 @@
+"""Paged attention on every instruction set, against the specification."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from .arrays import Step, view
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pllm.kernels.cpu.library import CpuLibrary, OperatorError
+
+
+def check(library: CpuLibrary, step: Step) -> None:
+    """The output and the whole pool are what the reference says, on one thread and on two, in the same bits."""
+    expected, pool = step.expected()
+    runs = []
+    for threads in (1, 2):
+        library.set_num_threads(threads)
+        out, kv = step.run(library)
+        torch.testing.assert_close(out, expected, rtol=3e-5, atol=3e-5)
+        assert torch.equal(kv.view(torch.uint8), pool.view(torch.uint8)), "the pool differs: a wrong or a stray write"
+        runs.append(out)
+    assert torch.equal(runs[0], runs[1])
+
+
+RAGGED = [(1, 1), (1, 16), (1, 17), (5, 5), (16, 32), (1, 200), (70, 131), (0, 9), (1, 33)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"strided": False},
+        {"sliding_window": 1},
+        {"sliding_window": 40},
+        {"softcap": 5.0},
+        {"sinks": True},
+        {"sinks": True, "sliding_window": 17, "softcap": 2.0},
+        {"heads": 2},
+        {"heads": 6},
+        {"heads": 8},
+        {"heads": 16},
+        {"heads": 5, "kv_heads": 1, "head_dim": 8},
+        {"head_dim": 24},
+        {"head_dim": 128},
+        {"head_dim": 80, "heads": 3, "kv_heads": 1},
+        {"head_dim": 256, "heads": 2, "kv_heads": 1},
+        {"block_size": 1},
+        {"block_size": 5},
+        {"block_size": 32},
+        {"block_size": 64},
+    ],
+    ids=str,
+)
+def test_a_ragged_batch_is_the_specification(library: CpuLibrary, dtype: torch.dtype, options: dict[str, Any]) -> None:
+    check(library, Step.random(1, RAGGED, dtype=dtype, **options))
+
+
+@pytest.mark.parametrize("window", [0, 600])
+@pytest.mark.parametrize("heads", [4, 16])
+@pytest.mark.parametrize("sinks", [False, True])
+def test_long_contexts_cut_into_spans(library: CpuLibrary, window: int, heads: int, sinks: bool) -> None:
+    lengths = [(1, 1500), (1, 1024), (1, 1025), (7, 1540), (1, 512), (1, 513), (3, 514)]
+    check(library, Step.random(2, lengths, heads=heads, head_dim=32, block_size=64, sliding_window=window, sinks=sinks))
+
+
+@st.composite
+def steps(draw: st.DrawFn) -> Step:
+    kv_heads = draw(st.sampled_from([1, 2, 3]))
+    news = draw(st.lists(st.one_of(st.just(1), st.integers(0, 60)), min_size=1, max_size=5))
+    lengths = [(new, new + draw(st.integers(0 if new else 1, 150))) for new in news]
+    return Step.random(
+        draw(st.integers(0, 1 << 30)),
+        lengths,
+        heads=kv_heads * draw(st.integers(1, 6)),
+        kv_heads=kv_heads,
+        head_dim=8 * draw(st.integers(1, 18)),
+        block_size=draw(st.sampled_from([1, 3, 8, 16, 32, 48])),
+        dtype=draw(st.sampled_from([torch.float32, torch.bfloat16])),
+        sinks=draw(st.booleans()),
+        strided=draw(st.booleans()),
+        sliding_window=draw(st.sampled_from([0, 0, 1, 2, 15, 64, 1000])),
+        softcap=draw(st.sampled_from([0.0, 0.0, 3.0])),
+    )
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(step=steps())
+def test_random_steps_are_the_specification(library: CpuLibrary, step: Step) -> None:
+    check(library, step)
+
+
+@pytest.mark.parametrize("heads", [4, 16])
+def test_a_sequence_alone_is_the_same_bits_as_in_a_batch(library: CpuLibrary, heads: int) -> None:
+    step = Step.random(4, [*RAGGED, (1, 700), (90, 640)], heads=heads)
+    together, _ = step.run(library)
+    for b in range(len(step.context_len)):
+        alone, _ = step.only(b).run(library)
+        assert torch.equal(alone, together[int(step.query_start[b]) : int(step.query_start[b + 1])])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_how_a_prompt_is_chunked_changes_only_the_rounding(library: CpuLibrary, dtype: torch.dtype) -> None:
+    step = Step.random(5, [(150, 150)], dtype=dtype)
+    whole, pool = step.run(library)
+    for chunks in ([1] * 150, [100, 50], [33, 1, 1, 64, 51]):
+        kv, parts, done = step.kv.clone(), [], 0
+        for chunk in chunks:
+            rows = slice(done, done + chunk)
+            done += chunk
+            part = replace(
+                step, q=step.q[rows], k=step.k[rows], v=step.v[rows], kv=kv,
+                query_start=torch.tensor([0, chunk], dtype=torch.int32), context_len=torch.tensor([done], dtype=torch.int32),
+            )  # fmt: skip
+            out, kv = part.run(library)
+            parts.append(out)
+        torch.testing.assert_close(torch.cat(parts), whole, rtol=2e-5, atol=2e-5)
+        assert torch.equal(kv.view(torch.uint8), pool.view(torch.uint8))
+
+
+def test_nan_stays_in_its_sequence(library: CpuLibrary) -> None:
+    step = Step.random(6, [(1, 40), (20, 30), (1, 50)])
+    clean, _ = step.run(library)
+    q = step.q.clone()
+    q[0] = torch.nan
+    spoilt, _ = replace(step, q=q).run(library)
+    assert torch.isnan(spoilt[0]).all()
+    assert torch.equal(spoilt[1:], clean[1:])
+
+
+def test_extreme_scores_do_not_overflow(library: CpuLibrary) -> None:
+    check(library, replace(Step.random(7, [(1, 100), (40, 90)]), scale=30.0))
+
+
+def test_rounding_to_bfloat16_is_to_nearest_even(library: CpuLibrary) -> None:
+    step = Step.random(8, [(2, 2)], kv_heads=1, heads=1)
+    halves = torch.tensor([1 + 2**-8, 1 + 3 * 2**-8, -(1 + 2**-8), 3.4e38, 1e-40, torch.nan, torch.inf, -0.0])
+    k = step.k.clone()
+    k[0, 0, :8] = halves
+    _, kv = replace(step, k=k).run(library)
+    got = kv[int(step.block_table[0, 0]), 1, 0, 0, 0, :8]
+    assert torch.equal(got.view(torch.int16)[:5], halves.to(torch.bfloat16).view(torch.int16)[:5])
+    assert torch.isnan(got[5])
+    assert torch.equal(got.view(torch.int16)[6:], halves.to(torch.bfloat16).view(torch.int16)[6:])
+
+
+def _refused(library: CpuLibrary, step: Step, match: str) -> None:
+    pool = step.kv.clone()
+    with pytest.raises(OperatorError, match=match):
+        library.paged_attention(
+            view(step.q), view(step.k), view(step.v), view(step.kv), view(step.block_table), view(step.query_start),
+            view(step.context_len), layer=step.layer, sliding_window=step.sliding_window, softcap=step.softcap,
+        )  # fmt: skip
+    assert torch.equal(pool.view(torch.uint8), step.kv.view(torch.uint8)), "written before it was checked"
+
+
+def test_what_does_not_fit_is_refused_before_anything_is_written(library: CpuLibrary) -> None:
+    step = Step.random(9, [(2, 40), (1, 20)])
+
+    def table(b: int, i: int, block: int) -> torch.Tensor:
+        changed = step.block_table.clone()
+        changed[b, i] = block
+        return changed
+
+    def integers(*values: int) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.int32)
+
+    for bad in (-1, len(step.kv), 2**31 - 1):
+        _refused(library, replace(step, block_table=table(0, 0, bad)), f"sequence 0, block 0: id {bad} is outside the pool")
+        _refused(library, replace(step, block_table=table(1, 1, bad)), "sequence 1, block 1")
+    _refused(library, replace(step, context_len=integers(40, 200)), "block table is 4 wide")
+    _refused(library, replace(step, context_len=integers(1, 20)), "a context of 1")
+    _refused(library, replace(step, context_len=integers(40, -5)), "a context of -5")
+    _refused(library, replace(step, query_start=integers(0, 2, 4)), "there are 3 tokens")
+    _refused(library, replace(step, query_start=integers(0, 4, 3)), "falls")
+    _refused(library, replace(step, query_start=integers(1, 2, 3)), "query_start")
+    _refused(library, replace(step, layer=3), "layer 3 of 3")
+    _refused(library, replace(step, layer=-1), "layer -1")
+    _refused(library, replace(step, sliding_window=-1), "window")
+    _refused(library, replace(step, softcap=-1.0), "soft cap")
+    _refused(library, replace(step, q=step.q.repeat(1, 1, 1)[:, :3]), "3 query heads")
+    spread = torch.zeros(3, 4, 128)[..., ::2]
+    _refused(library, replace(step, q=spread), "must be contiguous")
+    odd = Step.random(9, [(1, 2)], head_dim=12)
+    _refused(library, odd, "head_dim 12")
+
+
+def test_a_block_below_the_window_is_not_needed(library: CpuLibrary) -> None:
+    step = Step.random(10, [(1, 100)], sliding_window=20)
+    step.block_table[0, :5] = -1  # positions 0..79; the query at 99 sees 80..99
+    check(library, step)
+
+
+def test_copied_blocks(library: CpuLibrary) -> None:
+    kv = np.random.default_rng(0).integers(0, 60000, (6, 2, 2, 1, 4, 8)).astype(np.uint16)
+    expected = kv.copy()
+    expected[1] = expected[4]
+    expected[0] = expected[1]
+    library.copy_blocks(kv, np.array([[4, 1], [1, 0], [3, 3]]))
+    assert np.array_equal(kv, expected)
+    for bad in (-1, 6):
+        with pytest.raises(OperatorError, match=f"id {bad} is outside the pool of 6"):
+            library.copy_blocks(kv, np.array([[0, 1], [2, bad]]))
+    assert np.array_equal(kv, expected)
+
+
+def test_both_instruction_sets_agree(open_as: Callable[[str], CpuLibrary]) -> None:
+    step = Step.random(11, RAGGED, head_dim=128)
+    outputs = [step.run(open_as(isa))[0] for isa in ("avx2", "avx512")]
+    torch.testing.assert_close(outputs[0], outputs[1], rtol=2e-5, atol=2e-5)
