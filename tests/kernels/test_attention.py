@@ -106,9 +106,9 @@ def test_a_sequence_alone_is_the_same_bits_as_in_a_batch(library: CpuLibrary, he
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_how_a_prompt_is_chunked_changes_only_the_rounding(library: CpuLibrary, dtype: torch.dtype) -> None:
-    step = Step.random(5, [(150, 150)], dtype=dtype)
+    step = Step.random(5, [(110, 110)], dtype=dtype)
     whole, pool = step.run(library)
-    for chunks in ([1] * 150, [100, 50], [33, 1, 1, 64, 51]):
+    for chunks in ([1] * 20 + [90], [60, 50], [33, 1, 1, 64, 11]):
         kv, parts, done = step.kv.clone(), [], 0
         for chunk in chunks:
             rows = slice(done, done + chunk)
@@ -134,7 +134,9 @@ def test_nan_stays_in_its_sequence(library: CpuLibrary) -> None:
 
 
 def test_extreme_scores_do_not_overflow(library: CpuLibrary) -> None:
-    check(library, replace(Step.random(7, [(1, 100), (40, 90)]), scale=30.0))
+    step = replace(Step.random(7, [(1, 100), (40, 90)]), scale=30.0)  # logits of a thousand, with ulps of 1e-4
+    out, _ = step.run(library)
+    torch.testing.assert_close(out, step.expected()[0], rtol=2e-3, atol=2e-3)
 
 
 def test_rounding_to_bfloat16_is_to_nearest_even(library: CpuLibrary) -> None:
