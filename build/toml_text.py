@@ -1,0 +1,51 @@
+"""A writer for the little TOML that pllm writes: locks and nothing else (tomli only reads)."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["toml_text"]
+
+
+def toml_text(table: Mapping[str, Any]) -> str:
+    """Strings, numbers, booleans, lists and nested tables as TOML, in the mapping's order; None is left out.
+
+    The same mapping makes the same text, and parsing the text gives the mapping back.
+    """
+    return "\n".join(_lines(table, ())).lstrip("\n") + "\n"
+
+
+def _lines(table: Mapping[str, Any], path: tuple[str, ...]) -> list[str]:
+    plain = {key: value for key, value in table.items() if not isinstance(value, Mapping) and value is not None}
+    lines: list[str] = []
+    if path and (plain or not table):
+        lines += ["", f"[{'.'.join(_key(part) for part in path)}]"]
+    lines += [f"{_key(key)} = {_value(value)}" for key, value in plain.items()]
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            lines += _lines(value, (*path, key))
+    return lines
+
+
+def _key(key: str) -> str:
+    bare = key.isascii() and key.replace("-", "").replace("_", "").isalnum()
+    return key if bare else json.dumps(key)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, (bool, int, float, str)):
+        # JSON's strings are TOML's basic strings, but for DEL; its inf and nan are spelled otherwise.
+        text = json.dumps(value, ensure_ascii=True).replace("\x7f", "\\u007f")
+        return {"Infinity": "inf", "-Infinity": "-inf", "NaN": "nan"}.get(text, _astral(value) or text)
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(_value(item) for item in value)}]"
+    if isinstance(value, Mapping):
+        return f"{{ {', '.join(f'{_key(key)} = {_value(item)}' for key, item in value.items())} }}"
+    raise TypeError(f"TOML has no {type(value).__name__}")
+
+
+def _astral(value: object) -> str | None:
+    """JSON writes characters beyond U+FFFF as surrogate pairs, which TOML refuses: those strings are left unescaped."""
+    if isinstance(value, str) and any(ord(letter) > 0xFFFF for letter in value):
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return None
