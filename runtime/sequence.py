@@ -47,7 +47,6 @@ class Sequence:
         "digests",
         "finished",
         "forks",
-        "in_flight",
         "index",
         "num_cached_tokens",
         "num_committed_blocks",
@@ -81,7 +80,7 @@ class Sequence:
         )
 
         self.num_computed_tokens = 0  # in the KV cache
-        self.block_table: list[int] = []  # covers num_computed_tokens, and the step's tokens while in flight
+        self.block_table: list[int] = []  # covers num_computed_tokens; in a step, those of the step too
         self.digests: list[bytes] = []  # of the leading full blocks, as far as anyone asked
         self.num_committed_blocks = 0  # leading blocks that were offered to the prefix cache
         self.num_cached_tokens: int | None = None  # found in the prefix cache; None until first admitted
@@ -89,7 +88,6 @@ class Sequence:
         # With n > 1 the first sequence computes the prompt for all; these split off where it completes.
         self.forks: list[Sequence] = []
         self.prompt_logprobs: list[TokenLogprobs] | None = None if request.params.prompt_logprobs is None else []
-        self.in_flight = False  # between schedule() and update()
         self.finished = False
 
     @property
@@ -108,8 +106,26 @@ class Sequence:
         return self.prompt_logprobs is not None
 
     def append(self, token_id: int) -> None:
+        """A new token, pending."""
         self.token_ids.append(token_id)
         self.output_token_ids.append(token_id)
+
+    def split_from(self, parent: "Sequence") -> None:
+        """Take over what the parent has computed. The blocks are shared: each has one more holder."""
+        self.block_table = parent.block_table.copy()
+        self.digests = parent.digests.copy()
+        self.num_computed_tokens = parent.num_computed_tokens
+        self.num_committed_blocks = parent.num_committed_blocks
+        self.num_cached_tokens = parent.num_cached_tokens
+        self.prompt_logprobs = None  # they are the request's, and go out with its first sequence
+
+    def forget_computed(self) -> None:
+        """Start again from the first token: the blocks are gone."""
+        self.block_table = []
+        self.num_computed_tokens = 0
+        self.num_committed_blocks = 0
+        if self.prompt_logprobs is not None:
+            self.prompt_logprobs = []
 
 
 def sequences_of(request: Request, seq_ids: Iterable[int]) -> list[Sequence]:
