@@ -247,7 +247,7 @@ def test_named_templates(theirs) -> None:
         (TEMPLATES["chatml"], False),
         (TEMPLATES["plain_lines"], False),
         (
-            "{% for m in messages %}{% set content = m['content'] %}{% for p in content | list %}{% endfor %}{% endfor %}",
+            "{% for m in messages %}{% set c = m['content'] %}{% for p in c | list %}{% endfor %}{% endfor %}",
             True,
         ),
         ("{% for m in messages %}{% for line in m.content.split('x') %}{{ line }}{% endfor %}{% endfor %}", False),
