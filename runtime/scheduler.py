@@ -122,7 +122,7 @@ class Scheduler:
     def update(self, out: SchedulerOutput, result: StepResult) -> list[TokenDelta]:
         """Take in what a step came to. Sequences that were aborted meanwhile give no delta."""
         sampled = {token.seq_id: token for token in result.tokens}
-        deltas = []
+        deltas: list[TokenDelta] = []
         for row in out.rows:
             seq = self._in_flight.pop(row.seq_id)
             seq.num_computed_tokens += len(row.token_ids)

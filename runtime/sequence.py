@@ -98,7 +98,7 @@ class Sequence:
     @property
     def num_slots(self) -> int:
         """Sequences that this one is, or will become when its prompt completes. 0: nobody waits for it."""
-        return sum(not seq.finished for seq in (self, *self.forks))
+        return (not self.finished) + sum(not fork.finished for fork in self.forks)
 
     @property
     def wants_prompt_logprobs(self) -> bool:
