@@ -1,0 +1,51 @@
+"""The Hugging Face Hub: one model's files, downloaded into the Hub's own cache.
+
+Downloads resume where they broke off and show huggingface_hub's progress bars; ``HF_TOKEN`` and ``HF_HUB_OFFLINE`` mean
+what they mean there. Only JSON, templates and safetensors are asked for, so that a pickle is not even fetched.
+"""
+
+import re
+from pathlib import Path
+
+from pllm.runtime.errors import CheckpointError
+
+__all__ = ["download"]
+
+_WANTED = ("*.json", "*.jinja", "model.safetensors", "model-*.safetensors")
+_UNWANTED = ("*/*",)
+"""Folders of a repository hold other formats of the same weights."""
+
+
+def download(source: str, revision: str) -> Path:
+    """The snapshot directory of a Hub id (``ORG/NAME`` or ``NAME``) at a branch, tag or commit.
+
+    Raises CheckpointError that tells an unknown model from a closed one, and both from no network.
+    """
+    if not re.fullmatch(r"(?:[\w.-]+/)?[\w.-]+", source):
+        raise CheckpointError(f"{source!r} is neither a directory nor a Hub id such as Qwen/Qwen3-0.6B")
+    try:
+        # Slow to import, and of use to nobody who builds from a directory.
+        from huggingface_hub import errors as hub_errors  # noqa: PLC0415
+        from huggingface_hub import snapshot_download  # noqa: PLC0415
+    except ImportError:
+        raise CheckpointError(
+            f"{source} is no directory, and huggingface_hub, which would download it, is not installed: "
+            f"pip install 'pllm[build]'"
+        ) from None
+    try:
+        return Path(
+            snapshot_download(source, revision=revision, allow_patterns=list(_WANTED), ignore_patterns=list(_UNWANTED))
+        )
+    except hub_errors.GatedRepoError:
+        reason = "its owner grants access one by one: ask for it on the model's page, and set HF_TOKEN"
+    except hub_errors.RepositoryNotFoundError:
+        reason = "the Hub knows no such model, or it is private: check the id, and set HF_TOKEN"
+    except hub_errors.RevisionNotFoundError:
+        reason = f"the Hub's model has no revision {revision!r}: check model.revision"
+    except hub_errors.LocalEntryNotFoundError:
+        reason = "it is not in the Hub's cache, and the Hub cannot be reached (or HF_HUB_OFFLINE is set)"
+    except (hub_errors.HfHubHTTPError, hub_errors.HFValidationError) as error:
+        reason = str(error).strip().splitlines()[0]
+    except OSError as error:
+        reason = error.strerror or str(error)
+    raise CheckpointError(f"{source} is no directory here, and as a Hub id it cannot be downloaded: {reason}")
