@@ -38,7 +38,7 @@ T = TypeVar("T")
 class _NearestKeyword(msgspec.StructMeta):
     """Makes an unknown keyword an error that names the nearest known one."""
 
-    def __call__(cls, *args: Any, **kwargs: Any) -> Any:  # noqa: N805  (a metaclass's self is a class)
+    def __call__(cls: type[T], *args: Any, **kwargs: Any) -> T:  # noqa: N805  (a metaclass's self is a class)
         fields = cls.__struct_fields__
         for keyword in kwargs.keys() - set(fields):
             from difflib import get_close_matches  # noqa: PLC0415  (10 ms of imports that a cold start does not owe)
