@@ -2,9 +2,9 @@
 
 import math
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
-from typing import Any, SupportsIndex, TypeVar, cast
+from typing import TYPE_CHECKING, SupportsIndex, TypeVar, cast
 
 import msgspec
 
@@ -38,14 +38,16 @@ T = TypeVar("T")
 class _NearestKeyword(msgspec.StructMeta):
     """Makes an unknown keyword an error that names the nearest known one."""
 
-    def __call__(cls: type[T], *args: Any, **kwargs: Any) -> T:  # noqa: N805  (a metaclass's self is a class)
-        fields = cls.__struct_fields__
-        for keyword in kwargs.keys() - set(fields):
-            from difflib import get_close_matches  # noqa: PLC0415  (10 ms of imports that a cold start does not owe)
+    if not TYPE_CHECKING:  # type checkers know the fields, and would only be told less
 
-            near = get_close_matches(keyword, fields, n=1, cutoff=0.0)[0]
-            raise TypeError(f"{cls.__name__} has no parameter {keyword!r}. Did you mean {near!r}?")
-        return super().__call__(*args, **kwargs)
+        def __call__(cls, **kwargs):  # noqa: N805  (a metaclass's self is a class)
+            fields = cls.__struct_fields__
+            for keyword in kwargs.keys() - set(fields):
+                from difflib import get_close_matches  # noqa: PLC0415  (10 ms that a cold start does not owe)
+
+                near = get_close_matches(keyword, fields, n=1, cutoff=0.0)[0]
+                raise TypeError(f"{cls.__name__} has no parameter {keyword!r}. Did you mean {near!r}?")
+            return super().__call__(**kwargs)
 
 
 class SamplingParams(
@@ -69,10 +71,10 @@ class SamplingParams(
     max_tokens: int | None = 16  # >= 1; None generates up to the model's context
     min_tokens: int = 0  # no end-of-sequence or stop token before this many
     ignore_eos: bool = False
-    stop: tuple[str, ...] = ()
-    stop_token_ids: tuple[int, ...] = ()
-    bad_words: tuple[str, ...] = ()  # never generated
-    allowed_token_ids: tuple[int, ...] | None = None  # nothing else is generated
+    stop: Sequence[str] = ()
+    stop_token_ids: Sequence[int] = ()
+    bad_words: Sequence[str] = ()  # never generated
+    allowed_token_ids: Sequence[int] | None = None  # nothing else is generated
     logit_bias: dict[int, float] | None = None  # token id -> added to its logit, clamped to [-100, 100]
     logprobs: int | None = None  # 0..20 most likely alternatives beside the sampled token
     prompt_logprobs: int | None = None  # the same for the prompt's own tokens
