@@ -12,7 +12,6 @@ A file changed within the last seconds gets no stamp, since a write in the same 
 import contextlib
 import hashlib
 import os
-import tempfile
 import threading
 import time
 from collections.abc import Sequence
@@ -130,10 +129,9 @@ def _store(memory: Path, stamps: dict[str, _Stamp]) -> None:
     """Remember; a home that cannot be written only means hashing again."""
     with contextlib.suppress(OSError):
         memory.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        handle, name = tempfile.mkstemp(dir=memory.parent, prefix=".hashes-")
+        partial = memory.with_suffix(f".{os.getpid()}.{threading.get_ident()}")
         try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(msgspec.json.encode(stamps))
-            Path(name).replace(memory)
+            partial.write_bytes(msgspec.json.encode(stamps))
+            partial.replace(memory)
         except OSError:
-            Path(name).unlink(missing_ok=True)
+            partial.unlink(missing_ok=True)

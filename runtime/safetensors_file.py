@@ -32,6 +32,7 @@ __all__ = [
     "DTYPE_BYTES",
     "MAX_HEADER_BYTES",
     "PADDING_PREFIX",
+    "TENSOR_ALIGNMENT",
     "SafetensorsError",
     "SafetensorsFile",
     "TensorEntry",

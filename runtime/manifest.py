@@ -1,0 +1,278 @@
+"""The manifest: all that an artifact says of itself, in ``manifest.json``.
+
+The schema is strict: an unknown field, a missing one, a wrong type, a number out of range, a path that leaves the
+artifact and a reference to a file that is not listed are all refused when the manifest is read. Sizes are bytes, shapes
+are row-major.
+"""
+
+import re
+from typing import Annotated
+
+import msgspec
+
+from pllm.runtime.machine import Machine
+from pllm.runtime.memory import MemoryLedger, MemorySetting, parse_memory
+
+__all__ = [
+    "FORMAT_VERSION",
+    "CertificateSummary",
+    "Constant",
+    "DimRange",
+    "EngineDefaults",
+    "FileEntry",
+    "KvInfo",
+    "Manifest",
+    "ModelInfo",
+    "ProgramInfo",
+    "Provenance",
+    "Requires",
+    "TensorInfo",
+    "WeightsInfo",
+    "mismatch",
+]
+
+FORMAT_VERSION = 1
+"""Raised whenever an older runtime would misread, or a newer one could not read, what is written."""
+
+Count = Annotated[int, msgspec.Meta(ge=0, lt=2**62)]
+Positive = Annotated[int, msgspec.Meta(ge=1, lt=2**62)]
+Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Requires(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a machine must have, exactly or at least, for the native code inside to run."""
+
+    torch: str
+    """Exactly this torch, without its local part: ``2.13.0``."""
+    device: str
+    """``cpu``."""
+    machine: str
+    """As ``uname -m`` says it."""
+    isa: tuple[str, ...]
+    """CPU features that the compiled programs use, by the names of ``/proc/cpuinfo``."""
+    glibc: str
+    """At least this one."""
+
+
+class Provenance(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What the artifact was made from and by: when all of it is the same, building again would change nothing."""
+
+    recipe: str
+    """What `pllm build` was given: the recipe's file name, or the model."""
+    recipe_sha256: Sha256
+    """Of ``recipe.lock.toml``."""
+    checkpoint: str
+    """What the recipe calls the checkpoint."""
+    revision: str | None
+    """The Hub's commit."""
+    checkpoint_sha256: Sha256
+    pllm: str
+    builder_sha256: Sha256
+    """Of pllm's own build and kernel sources."""
+    transformers: str
+
+
+class ModelInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The model in numbers."""
+
+    architecture: str
+    vocab_size: Positive
+    context: Positive
+    """The longest sequence that the model itself was made for."""
+    num_layers: Positive
+    num_kv_heads: Positive
+    head_dim: Positive
+    num_parameters: Positive
+    dtype: str
+    """The checkpoint's precision: ``bfloat16``, ``float32``."""
+    eos_token_ids: tuple[Count, ...]
+
+
+class TensorInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """An input or output of a program. A shape's terms are numbers or names of the program's ``dims``."""
+
+    name: str
+    dtype: str
+    shape: tuple[Count | str, ...]
+
+
+class DimRange(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The values that a symbolic dimension may take, both ends included."""
+
+    min: Count
+    max: Count
+
+
+class Constant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A weight of a program: the name inside the program, and the tensor in the weight files."""
+
+    name: str
+    weight: str
+
+
+class ProgramInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A compiled graph."""
+
+    name: str
+    file: str
+    """The shared library."""
+    dims: dict[str, DimRange]
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    constants: tuple[Constant, ...]
+
+    def __post_init__(self) -> None:
+        for tensor in (*self.inputs, *self.outputs):
+            for term in tensor.shape:
+                if isinstance(term, str) and term not in self.dims:
+                    raise ValueError(f"{self.name}: {tensor.name} has a dimension {term!r} that dims lacks")
+
+
+class WeightsInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The weights: safetensors files in load order, each tensor in one of them."""
+
+    files: tuple[str, ...]
+    num_tensors: Positive
+    num_bytes: Positive
+    """Of the tensors, without headers and padding."""
+
+
+class KvInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One array for all layers: ``[num_blocks, num_layers, 2, num_kv_heads, block_size, head_dim]``."""
+
+    dtype: str
+    """``float32`` or ``bfloat16``."""
+    num_layers: Positive
+    num_kv_heads: Positive
+    block_size: Positive
+    head_dim: Positive
+
+    def __post_init__(self) -> None:
+        if self.dtype not in _KV_BYTES:
+            raise ValueError(f"kv.dtype {self.dtype!r} is none of {', '.join(_KV_BYTES)}")
+
+    @property
+    def block_bytes(self) -> int:
+        return self.num_layers * 2 * self.num_kv_heads * self.block_size * self.head_dim * _KV_BYTES[self.dtype]
+
+
+_KV_BYTES = {"float32": 4, "bfloat16": 2}
+
+
+class EngineDefaults(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The engine's limits as built; at the start they may be lowered."""
+
+    max_model_len: Positive
+    max_num_seqs: Positive
+    max_num_batched_tokens: Positive
+    memory: MemorySetting
+    threads: Positive | str
+    """A number, or ``auto``: the cores that the process may use."""
+    buckets: tuple[Positive, ...]
+    prefill_chunk: Positive
+    """New prompt tokens of one sequence a step, at most: chosen from the measured latencies."""
+    inter_token_target_ms: float | None
+
+    def __post_init__(self) -> None:
+        parse_memory(self.memory)
+        if isinstance(self.threads, str) and self.threads != "auto":
+            raise ValueError("engine.threads is neither a number nor auto")
+
+
+class CertificateSummary(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How the compiled programs were compared with the reference, and how it came out."""
+
+    reference: str
+    """``transformers 5.23.0, float32``."""
+    num_prompts: Positive
+    num_tokens: Positive
+    max_logit_error: float
+    bound: float
+    skipped_share: float
+
+
+class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    size: Count
+    sha256: Sha256
+
+
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The whole document."""
+
+    format_version: int
+    name: str
+    provenance: Provenance
+    requires: Requires
+    model: ModelInfo
+    operators: tuple[str, ...]
+    """Shared libraries of native operators, loaded in this order before any program."""
+    programs: tuple[ProgramInfo, ...]
+    weights: WeightsInfo
+    kv: KvInfo
+    memory: MemoryLedger
+    engine: EngineDefaults
+    tokenizer: tuple[str, ...]
+    """The tokenizer's files, all in one folder."""
+    generation: str
+    golden: str
+    latency: str
+    certificate: CertificateSummary
+    files: dict[str, FileEntry]
+    """Every file of the artifact by its path, but for the manifest and its seal."""
+
+    def __post_init__(self) -> None:
+        for path in self.files:
+            if not _is_inside(path):
+                raise ValueError(f"files: {path!r} is not a plain relative path")
+        used = [*self.operators, *self.weights.files, *self.tokenizer, self.generation, self.golden, self.latency]
+        used += [program.file for program in self.programs]
+        for path in used:
+            if path not in self.files:
+                raise ValueError(f"{path!r} is used, and not among files")
+        if not self.programs or not self.weights.files or not self.tokenizer:
+            raise ValueError("programs, weights and tokenizer may not be empty")
+        if self.memory.kv_block != self.kv.block_bytes or self.memory.weights < self.weights.num_bytes:
+            raise ValueError("the memory ledger contradicts kv and weights")
+        if min(self.memory.activations, self.memory.runtime) < 0:
+            raise ValueError("the memory ledger has negative terms")
+
+    def program(self, name: str) -> ProgramInfo:
+        """The program of that name. Raises KeyError."""
+        for program in self.programs:
+            if program.name == name:
+                return program
+        raise KeyError(name)
+
+
+def mismatch(manifest: Manifest, machine: Machine) -> str | None:
+    """Why the artifact cannot run on that machine, and the command that mends it; None where it can."""
+    needs = manifest.requires
+    again = f"build it again on this machine: pllm build {manifest.provenance.recipe}"
+    if needs.device != "cpu":
+        return f"it is built for {needs.device}, which this version does not serve; set device.kind and {again}"
+    if needs.machine != machine.architecture:
+        return f"it is built for {needs.machine}, and this machine is {machine.architecture}; {again}"
+    missing = [feature for feature in needs.isa if feature not in machine.features]
+    if missing:
+        return f"its programs use CPU features that this machine lacks ({', '.join(missing)}); {again}"
+    if _version(machine.glibc) < _version(needs.glibc):
+        have = f"glibc {machine.glibc}" if machine.glibc else "another C library"
+        return f"it needs glibc {needs.glibc} or later, and this system has {have}; {again}"
+    if needs.torch != machine.torch:
+        have = f"torch {machine.torch} is installed" if machine.torch else "torch is not installed"
+        return f"it is built for torch {needs.torch}, and {have}; pip install torch=={needs.torch}, or {again}"
+    return None
+
+
+def _is_inside(path: str) -> bool:
+    """A relative path of plain names, written in the one way there is to write it."""
+    parts = path.split("/")
+    return (
+        bool(path)
+        and len(path) < 1024
+        and all(p not in ("", ".", "..") and not re.search(r"[\\\x00-\x1f]", p) for p in parts)
+    )
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", text)[:3])
