@@ -58,23 +58,24 @@ def hash_file(path: Path) -> str:
 def hash_files(root: Path, names: Sequence[str], *, threads: int, remember: bool = True) -> dict[str, str]:
     """The SHA-256 of each of the named files under ``root``, by name, hashing at most ``threads`` at once.
 
-    With ``remember``, a file whose stamp is unchanged is not read (see the module); what had to be read is remembered
-    either way. Raises OSError for a file that cannot be read.
+    With ``remember``, a file whose stamp is unchanged is not read (see the module), and what had to be read is
+    remembered. Raises OSError for a file that cannot be read.
     """
-    memory = _memory_of(root)
-    known = _recall(memory)
+    memory = _memory_of(root) if remember else None
+    known = _recall(memory) if memory else {}
     hashes: dict[str, str] = {}
     pending: list[tuple[int, str]] = []
     for name in names:
         stamp, stat = known.get(name), (root / name).stat()
-        if remember and stamp is not None and stamp == _Stamp.of(stat, stamp.sha256):
+        if stamp is not None and stamp == _Stamp.of(stat, stamp.sha256):
             hashes[name] = stamp.sha256
         else:
             pending.append((stat.st_size, name))
     if pending:
         fresh = _hash_all(root, pending, threads)
         hashes |= {name: stamp.sha256 for name, (stamp, _) in fresh.items()}
-        _store(memory, known | {name: stamp for name, (stamp, settled) in fresh.items() if settled})
+        if memory:
+            _store(memory, known | {name: stamp for name, (stamp, settled) in fresh.items() if settled})
     return {name: hashes[name] for name in names}
 
 
