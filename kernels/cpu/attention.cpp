@@ -24,6 +24,7 @@ constexpr int64_t kKeys = 128;                        // keys gathered at a time
 constexpr int64_t kSpan = 512;                        // keys of a span, where a tile's keys are cut
 constexpr int64_t kDecodeRows = 4;                    // up to here keys are read in place
 constexpr int64_t kMaxHeadDim = 512;
+constexpr int64_t kQueryStride = kMaxHeadDim + 16;  // of a query row: constant, so that rows are reached by offsets
 
 struct Item {
   int32_t sequence, kv_head, token0, token1;  // query tokens, within the sequence
@@ -50,14 +51,6 @@ PLLM_INLINE void narrow(const float* from, float* to, int64_t n) { memcpy(to, fr
 PLLM_INLINE void narrow(const float* from, uint16_t* to, int64_t n) {
   for (int64_t i = 0; i < n; i++) to[i] = to_bfloat16(from[i]);
 }
-PLLM_INLINE void widen(const float* from, float* to, int64_t n) { memcpy(to, from, sizeof(float) * n); }
-PLLM_INLINE void widen(const uint16_t* from, float* to, int64_t n) {
-  for (int64_t i = 0; i < n; i++) {
-    const uint32_t bits = (uint32_t)from[i] << 16;
-    memcpy(to + i, &bits, 4);
-  }
-}
-
 // Walks the cache of one sequence, kv head and kind (0 keys, 1 values), token by token.
 template <class T>
 struct Cursor {
@@ -142,37 +135,84 @@ PLLM_INLINE void emit(const Call& c, const Item& item, int64_t row, float maximu
   }
 }
 
+PLLM_INLINE void prefetch(const void* p, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += 64) _mm_prefetch((const char*)p + i, _MM_HINT_T0);
+}
+
+// o[R][d..] = sum over keys of s[R][key] v[key][d..], C pairs of vectors. `bytes`: of a value to prefetch, 16 keys on.
+template <int R, int C, class T>
+PLLM_INLINE void weighted_values(const float* s, Cursor<T> v, Cursor<T> ahead, int64_t keys, int64_t d, int64_t bytes,
+                                 float* o, int64_t o_stride) {
+  vf acc[R][2 * C];
+  PLLM_UNROLL for (int r = 0; r < R; r++) PLLM_UNROLL for (int l = 0; l < 2 * C; l++) acc[r][l] = zero();
+  for (int64_t i = 0; i < keys; i++) {
+    const T* value = v.here() + d;
+    if (i + kLanes < keys) {
+      prefetch(ahead.here(), bytes);
+      if (i + kLanes + 1 < keys) ahead.next();
+    }
+    vf x[2 * C];
+    PLLM_UNROLL for (int l = 0; l < C; l++) load_two(value + l * 2 * kLanes, &x[2 * l], &x[2 * l + 1]);
+    PLLM_UNROLL for (int r = 0; r < R; r++) {
+      const vf p = set1(s[r * kSpan + i]);
+      PLLM_UNROLL for (int l = 0; l < 2 * C; l++) acc[r][l] = fmadd(p, x[l], acc[r][l]);
+    }
+    if (i + 1 < keys) v.next();
+  }
+  PLLM_UNROLL for (int r = 0; r < R; r++)
+      PLLM_UNROLL for (int l = 0; l < 2 * C; l++) store(o + r * o_stride + d + l * kLanes, acc[r][l]);
+}
+
 // One query token, R heads of a group from `row`: softmax over a span of keys in two passes. head_dim % kLanes == 0.
+// Whole pairs of vectors of head_dim are kept in the order of load_two: q on the way in, the output on the way out.
 template <int R, class T>
 void decode_span(const Call& c, const Item& item, int64_t row, float* work) {
   const PllmPagedAttention& a = *c.a;
-  const int64_t D = a.head_dim, keys = item.key1 - item.key0, padded_keys = round_up(keys, kLanes);
-  float* q = work;                   // [R][D], scaled
-  float* s = q + R * D;              // [R][kSpan]
-  float* o = s + R * kSpan;          // [padded]
+  const int64_t D = a.head_dim, pairs = D / (2 * kLanes) * (2 * kLanes);
+  const int64_t keys = item.key1 - item.key0, padded_keys = round_up(keys, kLanes), bytes = D * (int64_t)sizeof(T);
+  float* q = work;           // [R][D], scaled
+  float* s = q + R * D;      // [R][kSpan]
+  float* o = s + R * kSpan;  // [R][padded], then one row
   const float* from = a.q + (a.query_start[item.sequence] + item.token0) * a.q_strides[0] +
                       (item.kv_head * c.group + row) * a.q_strides[1];
-  for (int r = 0; r < R; r++)
-    for (int64_t d = 0; d < D; d += kLanes) store(q + r * D + d, mul(load(from + r * a.q_strides[1] + d), set1(a.scale)));
+  for (int r = 0; r < R; r++, from += a.q_strides[1]) {
+    for (int64_t d = 0; d < pairs; d += 2 * kLanes)
+      for (int i = 0; i < 2 * kLanes; i++) q[r * D + d + place_of((const T*)nullptr, i)] = from[d + i] * a.scale;
+    for (int64_t d = pairs; d < D; d++) q[r * D + d] = from[d] * a.scale;
+  }
 
-  Cursor<T> k = Cursor<T>::at(a, item.sequence, item.kv_head, 0, item.key0);
+  Cursor<T> k = Cursor<T>::at(a, item.sequence, item.kv_head, 0, item.key0), k_ahead = k;
+  for (int64_t i = 0; i < least(keys, 2 * kLanes); i++) {
+    prefetch(k_ahead.here(), bytes);
+    if (i + 1 < keys) k_ahead.next();
+  }
   constexpr int J = R <= 2 ? 4 : 2;  // keys at a time: R*J accumulators
   for (int64_t i = 0; i < padded_keys; i += kLanes) {
     const T* key[kLanes];
     for (int j = 0; j < kLanes; j++) {
       key[j] = k.here();
       if (i + j + 1 < keys) k.next();  // past the end: the last key again
+      if (i + j + 2 * kLanes < keys) {
+        prefetch(k_ahead.here(), bytes);
+        if (i + j + 2 * kLanes + 1 < keys) k_ahead.next();
+      }
     }
     vf dot[R][kLanes];
     PLLM_UNROLL for (int j = 0; j < kLanes; j += J) {
       vf acc[R][J];
       PLLM_UNROLL for (int r = 0; r < R; r++) PLLM_UNROLL for (int l = 0; l < J; l++) acc[r][l] = zero();
-      for (int64_t d = 0; d < D; d += kLanes) {
-        vf x[J];
-        PLLM_UNROLL for (int l = 0; l < J; l++) x[l] = load(key[j + l] + d);
-        PLLM_UNROLL for (int r = 0; r < R; r++) {
-          const vf w = load(q + r * D + d);
-          PLLM_UNROLL for (int l = 0; l < J; l++) acc[r][l] = fmadd(w, x[l], acc[r][l]);
+      for (int64_t d = 0; d < pairs; d += 2 * kLanes) {
+        PLLM_UNROLL for (int l = 0; l < J; l++) {
+          vf x0, x1;
+          load_two(key[j + l] + d, &x0, &x1);
+          PLLM_UNROLL for (int r = 0; r < R; r++)
+              acc[r][l] = fmadd(load(q + r * D + d + kLanes), x1, fmadd(load(q + r * D + d), x0, acc[r][l]));
+        }
+      }
+      if (pairs < D) {
+        PLLM_UNROLL for (int l = 0; l < J; l++) {
+          const vf x = load(key[j + l] + pairs);
+          PLLM_UNROLL for (int r = 0; r < R; r++) acc[r][l] = fmadd(load(q + r * D + pairs), x, acc[r][l]);
         }
       }
       PLLM_UNROLL for (int r = 0; r < R; r++) PLLM_UNROLL for (int l = 0; l < J; l++) dot[r][j + l] = acc[r][l];
@@ -180,6 +220,12 @@ void decode_span(const Call& c, const Item& item, int64_t row, float* work) {
     PLLM_UNROLL for (int r = 0; r < R; r++) store(s + r * kSpan + i, sum_each(dot[r]));
   }
 
+  const Cursor<T> v0 = Cursor<T>::at(a, item.sequence, item.kv_head, 1, item.key0);
+  Cursor<T> v_ahead = v0;
+  for (int64_t i = 0; i < least(keys, kLanes); i++) {
+    prefetch(v_ahead.here(), bytes);
+    if (i + 1 < keys) v_ahead.next();
+  }
   float maximum[R], sum[R];
   for (int r = 0; r < R; r++) {
     float* row_s = s + r * kSpan;
@@ -197,39 +243,35 @@ void decode_span(const Call& c, const Item& item, int64_t row, float* work) {
     sum[r] = reduce_add(total);
   }
 
-  const Cursor<T> v0 = Cursor<T>::at(a, item.sequence, item.kv_head, 1, item.key0);
-  constexpr int C = R == 1 ? 8 : R == 2 ? 4 * (kLanes / 8) : R == 3 ? 2 + kLanes / 8 : kLanes / 4;  // vectors of head_dim at a time
-  float* outs = o;  // [R][padded]
+  // Pairs of vectors of head_dim at a time: R*2*C accumulators.
+  constexpr int C = kLanes == 16 ? (R == 1 ? 4 : R == 2 ? 4 : 2) : (R == 1 ? 4 : R == 2 ? 2 : 1);
   int64_t d = 0;
-  for (; d + C * kLanes <= D; d += C * kLanes) {
-    vf acc[R][C];
-    PLLM_UNROLL for (int r = 0; r < R; r++) PLLM_UNROLL for (int l = 0; l < C; l++) acc[r][l] = zero();
-    Cursor<T> v = v0;
-    for (int64_t i = 0; i < keys; i++) {
-      const T* value = v.here() + d;
-      vf x[C];
-      PLLM_UNROLL for (int l = 0; l < C; l++) x[l] = load(value + l * kLanes);
-      PLLM_UNROLL for (int r = 0; r < R; r++) {
-        const vf p = set1(s[r * kSpan + i]);
-        PLLM_UNROLL for (int l = 0; l < C; l++) acc[r][l] = fmadd(p, x[l], acc[r][l]);
-      }
-      if (i + 1 < keys) v.next();
-    }
-    PLLM_UNROLL for (int r = 0; r < R; r++)
-        PLLM_UNROLL for (int l = 0; l < C; l++) store(outs + r * c.padded + d + l * kLanes, acc[r][l]);
+  for (; d < pairs;) {
+    const int64_t left = (pairs - d) / (2 * kLanes);
+    if (left >= C)
+      weighted_values<R, C>(s, v0, v_ahead, keys, d, d == 0 ? bytes : 0, o, c.padded), d += C * 2 * kLanes;
+    else
+      weighted_values<R, 1>(s, v0, v_ahead, keys, d, d == 0 ? bytes : 0, o, c.padded), d += 2 * kLanes;
   }
-  for (; d < D; d += kLanes) {
+  if (pairs < D) {
     vf acc[R];
     PLLM_UNROLL for (int r = 0; r < R; r++) acc[r] = zero();
     Cursor<T> v = v0;
     for (int64_t i = 0; i < keys; i++) {
-      const vf x = load(v.here() + d);
+      const vf x = load(v.here() + pairs);
       PLLM_UNROLL for (int r = 0; r < R; r++) acc[r] = fmadd(set1(s[r * kSpan + i]), x, acc[r]);
       if (i + 1 < keys) v.next();
     }
-    PLLM_UNROLL for (int r = 0; r < R; r++) store(outs + r * c.padded + d, acc[r]);
+    PLLM_UNROLL for (int r = 0; r < R; r++) store(o + r * c.padded + pairs, acc[r]);
   }
-  for (int r = 0; r < R; r++) emit(c, item, row + r, maximum[r], sum[r], outs + r * c.padded);
+  float* natural = o + R * c.padded;
+  for (int r = 0; r < R; r++) {
+    const float* mixed = o + r * c.padded;
+    for (d = 0; d < pairs; d += 2 * kLanes)
+      for (int i = 0; i < 2 * kLanes; i++) natural[d + i] = mixed[d + place_of((const T*)nullptr, i)];
+    for (d = pairs; d < D; d++) natural[d] = mixed[d];
+    emit(c, item, row + r, maximum[r], sum[r], natural);
+  }
 }
 
 // C[R][32] from A (AK, AR: strides of k and of rows) and B[k][32]; added to C where `more`.
@@ -250,7 +292,7 @@ PLLM_INLINE void product(const float* a, const float* b, int64_t k, bool more, f
 }
 
 struct Tile {
-  float *q, *k, *v, *s, *o, *maximum, *sum;  // q [K/V rows]: per register tile [D][rows]; k [kKeys/32][D][32]; v [padded/32][kKeys][32]
+  float *q, *k, *v, *s, *o, *maximum, *sum;  // q [rows][kQueryStride]; k [kKeys/32][D][32]; v [padded/32][kKeys][32]; s [rows][kKeys]
 };
 
 // Rows row..row+R of a query tile against the gathered keys key0..key1.
@@ -267,7 +309,7 @@ void tile_rows(const Call& c, const Item& item, const Tile& w, int64_t row, int6
     if (key1 <= first_needed) return;
   }
   const int64_t n = seen - key0, columns = round_up(n, kPanel);
-  for (int64_t p = 0; p < columns; p += kPanel) product<R, R, 1>(w.q + row * D, w.k + p * D, D, false, w.s + p, kKeys);
+  for (int64_t p = 0; p < columns; p += kPanel) product<R, 1, kQueryStride>(w.q + row * kQueryStride, w.k + p * D, D, false, w.s + p, kKeys);
   float* o = w.o + row * c.padded;
   for (int r = 0; r < R; r++) {
     float* s = w.s + r * kKeys;
@@ -328,26 +370,40 @@ void tile_rows_of(int64_t rows, const Call& c, const Item& item, const Tile& w, 
   }
 }
 
-// kLanes keys at a time: [key][d] -> [d][key], through a small buffer that stays in L1.
+PLLM_INLINE vf load_some(const float* p, int64_t n) { return load_first(p, n); }
+PLLM_INLINE vf load_some(const uint16_t* p, int64_t n) {
+  if (n >= kLanes) return load(p);
+  uint16_t row[kLanes] = {0};
+  for (int64_t i = 0; i < n; i++) row[i] = p[i];
+  return load(row);
+}
+
+// Keys transposed to [d][key], values as they are; zeros beyond the last key, so that nothing unwritten is ever read.
 template <class T>
 void gather(const Call& c, const Item& item, int64_t key0, int64_t key1, const Tile& w) {
   const PllmPagedAttention& a = *c.a;
   const int64_t D = a.head_dim, n = key1 - key0, columns = round_up(n, kPanel);
   Cursor<T> k = Cursor<T>::at(a, item.sequence, item.kv_head, 0, key0), v = Cursor<T>::at(a, item.sequence, item.kv_head, 1, key0);
-  float row[kMaxHeadDim + kPanel];
-  for (int64_t i = 0; i < columns; i++) {
-    float* to = w.k + i / kPanel * kPanel * D + i % kPanel;
-    if (i >= n) {  // never read what nobody wrote
-      for (int64_t d = 0; d < D; d++) to[d * kPanel] = 0;
-      for (int64_t p = 0; p < c.padded; p += kPanel) memset(w.v + p * kKeys + i * kPanel, 0, sizeof(float) * kPanel);
-      continue;
+  for (int64_t i = 0; i < columns; i += kLanes) {
+    const T* key[kLanes];
+    for (int j = 0; j < kLanes; j++) {
+      key[j] = i + j < n ? k.here() : nullptr;
+      if (i + j + 1 < n) k.next();
     }
-    widen(k.here(), row, D);
-    for (int64_t d = 0; d < D; d++) to[d * kPanel] = row[d];
-    widen(v.here(), row, D);
-    for (int64_t d = D; d < c.padded; d++) row[d] = 0;
-    for (int64_t p = 0; p < c.padded; p += kPanel) memcpy(w.v + p * kKeys + i * kPanel, row + p, sizeof(float) * kPanel);
-    if (i + 1 < n) k.next(), v.next();
+    for (int64_t d = 0; d < D; d += kLanes) {
+      vf block[kLanes];
+      PLLM_UNROLL for (int j = 0; j < kLanes; j++) block[j] = key[j] ? load_some(key[j] + d, D - d) : zero();
+      transpose(block);
+      float* to = w.k + i / kPanel * kPanel * D + i % kPanel + d * kPanel;
+      PLLM_UNROLL for (int j = 0; j < kLanes; j++)
+        if (d + j < D) store(to + j * kPanel, block[j]);
+    }
+  }
+  for (int64_t i = 0; i < columns; i++) {
+    const T* value = i < n ? v.here() : nullptr;
+    if (i + 1 < n) v.next();
+    for (int64_t d = 0; d < c.padded; d += kLanes)
+      store(w.v + d / kPanel * kPanel * kKeys + i * kPanel + d % kPanel, value && d < D ? load_some(value + d, D - d) : zero());
   }
 }
 
@@ -362,18 +418,14 @@ void tile_span(const Call& c, const Item& item, float* work) {
   w.o = w.v + c.padded * kKeys;
   w.s = w.o + room * c.padded;
   w.q = w.s + kTileRows * kKeys;
-  w.maximum = w.q + room * D;
+  w.maximum = w.q + room * kQueryStride;
   w.sum = w.maximum + room;
 
   const int64_t tiles = (rows + kTileRows - 1) / kTileRows;
-  for (int64_t t = 0; t < tiles; t++) {
-    const int64_t row0 = rows * t / tiles, count = rows * (t + 1) / tiles - row0;
-    for (int64_t r = 0; r < count; r++) {
-      const int64_t token = a.query_start[item.sequence] + item.token0 + (row0 + r) / c.group;
-      const float* from = a.q + token * a.q_strides[0] + (item.kv_head * c.group + (row0 + r) % c.group) * a.q_strides[1];
-      float* to = w.q + row0 * D + r;
-      for (int64_t d = 0; d < D; d++) to[d * count] = from[d] * a.scale;
-    }
+  for (int64_t r = 0; r < rows; r++) {
+    const int64_t token = a.query_start[item.sequence] + item.token0 + r / c.group;
+    const float* from = a.q + token * a.q_strides[0] + (item.kv_head * c.group + r % c.group) * a.q_strides[1];
+    for (int64_t d = 0; d < D; d++) w.q[r * kQueryStride + d] = from[d] * a.scale;
   }
   for (int64_t r = 0; r < rows; r++) w.maximum[r] = -INFINITY, w.sum[r] = 0;
   memset(w.o, 0, sizeof(float) * rows * c.padded);
@@ -461,8 +513,8 @@ int run(const PllmPagedAttention& a) {
   const int threads = work * a.heads * a.head_dim > 32768 ? num_threads() : 1;
   const int64_t room = most(kQueryRows, c.group);
   const int64_t tile_floats =
-      (a.head_dim + c.padded) * kKeys + room * (c.padded + a.head_dim + 2) + kTileRows * kKeys;
-  const int64_t decode_floats = kDecodeRows * (a.head_dim + kSpan + c.padded);
+      (a.head_dim + c.padded) * kKeys + room * (c.padded + kQueryStride + 2) + kTileRows * kKeys;
+  const int64_t decode_floats = kDecodeRows * (a.head_dim + kSpan + c.padded) + c.padded;
   const int64_t floats = round_up(most(tile_floats, decode_floats), 16) + 16;
   Item* items = (Item*)scratch(kScratchItems, sizeof(Item) * count);
   float* workers = (float*)scratch(kScratchWorkers, sizeof(float) * floats * threads);

@@ -17,8 +17,8 @@ namespace {
 
 constexpr int64_t kPanel = 32, kGroups = 16 / kLanes;
 constexpr int64_t kMaxRows = kLanes == 16 ? 12 : 6;  // rows of a tile: as many as leave room for the weights in the registers
-constexpr int64_t kDirectTiles = 2;                  // up to here bfloat16 is widened in registers, tile by tile
-constexpr int64_t kDepth = 256;                      // K of a block: 32 KB of float32
+constexpr int64_t kDirectTiles = 4;                  // up to here bfloat16 is widened in registers, tile by tile
+constexpr int64_t kDepth = 768;                      // K of a block: 96 KB of float32, in L2
 constexpr int64_t kBlockTiles = 20;                  // tiles of x that share one widened block
 constexpr int64_t kAhead = 4096;                     // bytes of prefetch distance along a weight
 

@@ -48,6 +48,8 @@ PLLM_INLINE void load_pair(const uint16_t* p, vf* low, vf* high) {
   *low = _mm512_castsi512_ps(_mm512_slli_epi32(w, 16));
   *high = _mm512_castsi512_ps(_mm512_and_si512(w, _mm512_set1_epi32((int)0xffff0000)));
 }
+// 2 * kLanes consecutive values, in whatever order is cheapest: here the even ones, then the odd ones.
+PLLM_INLINE void load_two(const uint16_t* p, vf* a, vf* b) { load_pair(p, a, b); }
 PLLM_INLINE float reduce_add(vf a) { return _mm512_reduce_add_ps(a); }
 PLLM_INLINE float reduce_max(vf a) { return _mm512_reduce_max_ps(a); }
 // Lane i of the result is the sum over the lanes of a[i].
@@ -63,6 +65,28 @@ PLLM_INLINE vf sum_each(const vf a[kLanes]) {
   const vf d0 = add(_mm512_shuffle_f32x4(c[0], c[1], 0x88), _mm512_shuffle_f32x4(c[0], c[1], 0xdd));
   const vf d1 = add(_mm512_shuffle_f32x4(c[2], c[3], 0x88), _mm512_shuffle_f32x4(c[2], c[3], 0xdd));
   return add(_mm512_shuffle_f32x4(d0, d1, 0x88), _mm512_shuffle_f32x4(d0, d1, 0xdd));
+}
+// a[i][j] <-> a[j][i]
+PLLM_INLINE void transpose(vf a[kLanes]) {
+  vf b[16];
+  PLLM_UNROLL for (int i = 0; i < 16; i += 2) {
+    b[i] = _mm512_unpacklo_ps(a[i], a[i + 1]);
+    b[i + 1] = _mm512_unpackhi_ps(a[i], a[i + 1]);
+  }
+  PLLM_UNROLL for (int i = 0; i < 16; i += 4) PLLM_UNROLL for (int j = 0; j < 2; j++) {
+    const __m512d l = _mm512_castps_pd(b[i + j]), h = _mm512_castps_pd(b[i + j + 2]);
+    a[i + 2 * j] = _mm512_castpd_ps(_mm512_unpacklo_pd(l, h));
+    a[i + 2 * j + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(l, h));
+  }
+  PLLM_UNROLL for (int j = 0; j < 4; j++) {
+    const vf c0 = _mm512_shuffle_f32x4(a[j], a[4 + j], 0x88), c1 = _mm512_shuffle_f32x4(a[j], a[4 + j], 0xdd);
+    const vf c2 = _mm512_shuffle_f32x4(a[8 + j], a[12 + j], 0x88), c3 = _mm512_shuffle_f32x4(a[8 + j], a[12 + j], 0xdd);
+    b[j] = _mm512_shuffle_f32x4(c0, c2, 0x88);
+    b[4 + j] = _mm512_shuffle_f32x4(c1, c3, 0x88);
+    b[8 + j] = _mm512_shuffle_f32x4(c0, c2, 0xdd);
+    b[12 + j] = _mm512_shuffle_f32x4(c1, c3, 0xdd);
+  }
+  PLLM_UNROLL for (int i = 0; i < 16; i++) a[i] = b[i];
 }
 
 #else
@@ -102,6 +126,7 @@ PLLM_INLINE void load_pair(const uint16_t* p, vf* low, vf* high) {
   *low = _mm256_castsi256_ps(_mm256_slli_epi32(w, 16));
   *high = _mm256_castsi256_ps(_mm256_and_si256(w, _mm256_set1_epi32((int)0xffff0000)));
 }
+PLLM_INLINE void load_two(const uint16_t* p, vf* a, vf* b) { load_pair(p, a, b); }
 PLLM_INLINE float reduce_add(vf a) {
   __m128 s = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
   s = _mm_add_ps(s, _mm_movehl_ps(s, s));
@@ -118,8 +143,32 @@ PLLM_INLINE vf sum_each(const vf a[kLanes]) {
   const vf c0 = _mm256_hadd_ps(b0, b1), c1 = _mm256_hadd_ps(b2, b3);
   return add(_mm256_permute2f128_ps(c0, c1, 0x20), _mm256_permute2f128_ps(c0, c1, 0x31));
 }
+PLLM_INLINE void transpose(vf a[kLanes]) {
+  vf b[8];
+  PLLM_UNROLL for (int i = 0; i < 8; i += 2) {
+    b[i] = _mm256_unpacklo_ps(a[i], a[i + 1]);
+    b[i + 1] = _mm256_unpackhi_ps(a[i], a[i + 1]);
+  }
+  PLLM_UNROLL for (int i = 0; i < 8; i += 4) PLLM_UNROLL for (int j = 0; j < 2; j++) {
+    a[i + 2 * j] = _mm256_shuffle_ps(b[i + j], b[i + j + 2], 0x44);
+    a[i + 2 * j + 1] = _mm256_shuffle_ps(b[i + j], b[i + j + 2], 0xee);
+  }
+  PLLM_UNROLL for (int j = 0; j < 4; j++) {
+    b[j] = _mm256_permute2f128_ps(a[j], a[4 + j], 0x20);
+    b[4 + j] = _mm256_permute2f128_ps(a[j], a[4 + j], 0x31);
+  }
+  PLLM_UNROLL for (int i = 0; i < 8; i++) a[i] = b[i];
+}
 
 #endif
+
+PLLM_INLINE void load_two(const float* p, vf* a, vf* b) {
+  *a = load(p);
+  *b = load(p + kLanes);
+}
+// Where load_two puts element i of its 2 * kLanes.
+PLLM_INLINE int64_t place_of(const uint16_t*, int64_t i) { return i / 2 + i % 2 * kLanes; }
+PLLM_INLINE int64_t place_of(const float*, int64_t i) { return i; }
 
 // kLanes floats of a float32 line and the kLanes sixteen columns further on.
 PLLM_INLINE void load_pair(const float* p, vf* low, vf* high) {
