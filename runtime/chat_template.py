@@ -5,12 +5,13 @@ Only the model's own templates (or the operator's, given at start) are rendered,
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from jinja2 import Template, TemplateError, TemplateSyntaxError, nodes
 from jinja2.exceptions import SecurityError
 
-from pllm.runtime.errors import ArtifactError, RequestError
+from pllm.runtime.errors import ArtifactError, RequestError, UserInputError
 from pllm.runtime.template_sandbox import BudgetExceededError, TemplateSandbox, TemplateStopError, plain_data
 
 __all__ = ["ChatTemplate"]
@@ -41,6 +42,22 @@ class ChatTemplate:
         self._max_seconds, self._max_characters = max_seconds, max_characters
         self._compiled: dict[str, Template] = {}
         self._wants_parts: dict[str, bool] = {}
+
+    @classmethod
+    def choose(cls, template: str, special_tokens: Mapping[str, str]) -> "ChatTemplate":
+        """The operator's own template: a file's path, or the template itself.
+
+        Raises UserInputError for a file that cannot be read and ArtifactError for a template that is not safe.
+        """
+        source = template
+        if "{" not in template and "\n" not in template:
+            try:
+                source = Path(template).read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                raise UserInputError(f"The chat template {template} cannot be read: {error}") from None
+        chosen = cls({"default": source}, special_tokens)
+        chosen.check()
+        return chosen
 
     def source(self, *, with_tools: bool) -> str:
         """The template that a conversation gets. Raises RequestError when several have names and none is "default"."""

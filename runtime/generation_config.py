@@ -46,11 +46,13 @@ class GenerationConfig:
             raise ArtifactError(f"{source}: {error}") from None
         return cls(MappingProxyType(defaults), ids)
 
-    def sampling_params(self, **given: Any) -> SamplingParams:
+    def sampling_params(self, *, fill_context: bool = False, **given: Any) -> SamplingParams:
         """SamplingParams with ``given`` over the model's defaults; None in ``given`` means not given.
 
+        ``fill_context``: where nobody says max_tokens, an answer may fill the context, not only 16 tokens of it.
         Raises RequestError for a value out of range, and TypeError for a name that SamplingParams does not have.
         """
-        return SamplingParams(
-            **{**self.defaults, **{name: value for name, value in given.items() if value is not None}}
-        )
+        fields: dict[str, Any] = {"max_tokens": None} if fill_context else {}
+        fields |= self.defaults
+        fields |= {name: value for name, value in given.items() if value is not None}
+        return SamplingParams(**fields)

@@ -1,11 +1,16 @@
 """Tokenizers of every kind that language models use, small and made on the spot."""
 
 import json
+import sys
+import types
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from tokenizers.trainers import BpeTrainer
+
+from .fake_model import FakeCore
 
 SPECIAL = ["<s>", "</s>", "<|im_start|>", "<|im_end|>"]
 CORPUS = [
@@ -189,3 +194,32 @@ def tokenizer_directory(tmp_path: Path):
         return tmp_path
 
     return write
+
+
+@pytest.fixture
+def artifact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An artifact directory with a tokenizer, opened by `fake_model.FakeCore`, whose model repeats its prompt."""
+    directory = tmp_path / "artifact"
+    (directory / "tokenizer").mkdir(parents=True)
+    byte_level().save(str(directory / "tokenizer" / "tokenizer.json"))
+    config = {
+        "eos_token": "<|im_end|>",
+        "chat_template": "{% for m in messages %}<|im_start|>{{ m.role }}:{{ m.content }}<|im_end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>{% endif %}",
+    }
+    (directory / "tokenizer" / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    (directory / "generation.json").write_text(
+        json.dumps({"temperature": 0.0, "eos_token_id": [331]}), encoding="utf-8"
+    )
+    (directory / "manifest.json").write_text("{}", encoding="utf-8")
+    monkeypatch.setattr(FakeCore, "next_token", staticmethod(echo), raising=False)
+    monkeypatch.setattr(FakeCore, "config", {})
+    module = types.ModuleType("pllm.runtime.engine_core")
+    module.EngineCore = FakeCore  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "pllm.runtime.engine_core", module)
+    return directory
+
+
+def echo(prompt: Sequence[int], output: Sequence[int], seed: int) -> int:
+    """The prompt over again."""
+    return prompt[len(output) % len(prompt)]
