@@ -136,9 +136,12 @@ def stage(target: Path) -> Iterator[Staging]:
     Raises BuildError, with the cause in a line, for a disk that is full or may not be written.
     """
     with _explained(target):
-        for dead in target.parent.glob(f".{target.name}.partial-*"):
+        if target.exists() and not (target / MANIFEST).is_file() and (not target.is_dir() or any(target.iterdir())):
+            raise BuildError(f"{target} exists and is no artifact: remove it, or give another --output")
+        partial = f".{target.name}.partial-"
+        for dead in [path for path in target.parent.iterdir() if path.name.startswith(partial)]:
             shutil.rmtree(dead, ignore_errors=True)
-        directory = target.parent / f".{target.name}.partial-{os.getpid()}"
+        directory = target.parent / f"{partial}{os.getpid()}"
         try:
             directory.mkdir()
             yield Staging(target, directory)

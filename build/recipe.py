@@ -1,180 +1,45 @@
 """The recipe: what to build, as the user wrote it, checked in full before anything is loaded.
 
-Each section is a frozen dataclass, and each key carries its kind of value and one line of documentation: the checks,
-the reference page (recipes/README.md) and ``pllm init`` are made from these. Nothing here imports torch or
-transformers.
+Nothing here imports torch or transformers.
 """
 
 import dataclasses
 import difflib
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import tomli
 
-from pllm.build.recipe_values import Choice, Memory, Number, OneOrList, Table, Text, Value, Whole
+from pllm.build.recipe_sections import (
+    SECTIONS,
+    DeviceSection,
+    EngineSection,
+    ModelSection,
+    QuantizationSection,
+    VerifySection,
+    key_of,
+)
 from pllm.build.toml_text import toml_text
 from pllm.runtime.errors import RecipeError
 
-__all__ = ["DeviceSection", "EngineSection", "ModelSection", "QuantizationSection", "Recipe", "VerifySection", "key_of"]
+__all__ = ["Recipe"]
 
-_LATER = "not in this version"
 _MAX_BYTES = 1 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Key:
-    """What a recipe's key takes, and its line of the reference."""
-
-    value: Value
-    doc: str
-
-
-def _key(value: Value, doc: str, default: Any = MISSING) -> Any:
-    metadata = {"key": Key(value, doc)}
-    if isinstance(value, Table):
-        return field(default_factory=dict, metadata=metadata)
-    return field(metadata=metadata) if default is MISSING else field(default=default, metadata=metadata)
-
-
-def key_of(item: "Field[Any]") -> Key:
-    """The :class:`Key` of a section's field."""
-    key = item.metadata["key"]
-    assert isinstance(key, Key)
-    return key
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelSection:
-    """Which model, and from where."""
-
-    source: str = _key(
-        Text(),
-        "The checkpoint: a directory (relative to the recipe) or a Hub id such as `Qwen/Qwen3-0.6B`. With random "
-        "weights: a directory that holds a `config.json`, or any name where `[model.config]` is given.",
-    )
-    revision: str = _key(Text(), "The Hub's branch, tag or commit. Pin a commit for builds that repeat.", "main")
-    dtype: str = _key(
-        Choice(("auto", "float32", "bfloat16")),
-        "The precision of the reference model that the artifact is certified against; auto is the checkpoint's own.",
-        "auto",
-    )
-    weights: str = _key(
-        Choice(("checkpoint", "random")),
-        "`checkpoint` reads the source's weights; `random` draws them from a normal distribution, for measuring speed.",
-        "checkpoint",
-    )
-    seed: int = _key(Whole(0, 2**32 - 1), "The seed of random weights.", 0)
-    tokenizer_size: int = _key(
-        Whole(300, 1_000_000), "With random weights: entries of the tokenizer that is trained on the spot.", 32000
-    )
-    config: Mapping[str, Any] = _key(
-        Table(), "With random weights: the model's configuration, in the words of transformers' `config.json`."
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class DeviceSection:
-    """Where the artifact will run."""
-
-    kind: str = _key(
-        Choice(("auto", "cpu", "cuda")), "The kind of device; auto is the best that this version builds for.", "auto"
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class EngineSection:
-    """The limits that the artifact is built and measured for. `pllm run` may lower them."""
-
-    max_model_len: int | str = _key(
-        Whole(16, 2**24, words=("auto",)),
-        "The longest sequence, prompt and answer together, in tokens; auto is the model's own context, at most 8192.",
-        "auto",
-    )
-    max_num_seqs: int = _key(Whole(1, 4096), "Sequences that run at once; more wait.", 32)
-    max_num_batched_tokens: int = _key(
-        Whole(16, 2**20), "Tokens of one step, over all its sequences. It bounds the activations' memory.", 512
-    )
-    memory: str | float | int = _key(
-        Memory(),
-        "What the engine may hold in all, weights included. auto takes what max_num_seqs sequences need, at most half "
-        "of what the weights leave free. Decided again whenever the artifact is opened.",
-        "auto",
-    )
-    block_size: int = _key(Whole(16, 256, step=16), "Tokens of one block of the KV cache.", 16)
-    buckets: tuple[int, ...] | str = _key(
-        OneOrList(1, 4096),
-        "Batch sizes that decode is measured for (and, on CUDA, captured for); auto is 1, 2, 4, 8 and so on up to "
-        "max_num_seqs.",
-        "auto",
-    )
-    inter_token_target_ms: float | None = _key(
-        Number(1, 60_000),
-        "The longest pause between two tokens that a running sequence should see, in milliseconds: it bounds how much "
-        "of others' prompts one step may compute. Without it the step is bounded by max_num_batched_tokens only.",
-        None,
-    )
-    threads: int | str = _key(
-        Whole(1, 1024, words=("auto",)), "CPU threads of the engine; auto is the cores it may use.", "auto"
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class QuantizationSection:
-    """How numbers are stored. Arithmetic is float32 on a CPU, whatever is stored."""
-
-    weights: str = _key(
-        Choice(("auto", "float32", "bf16"), {"int8": _LATER, "int4": _LATER}),
-        "How weights are stored; auto is bf16 where the checkpoint is bfloat16 (nothing is lost), else float32.",
-        "auto",
-    )
-    kv: str = _key(
-        Choice(("auto", "float32", "bf16"), {"int8": _LATER, "fp8": _LATER}),
-        "How the KV cache is stored; auto is float32. bf16 halves its memory and its reads, and rounds.",
-        "auto",
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class VerifySection:
-    """What the certificate demands. A build that misses it fails."""
-
-    max_logit_error: float = _key(
-        Number(0, 100),
-        "The largest difference of any logit from the reference's, on the reference's own tokens.",
-        0.001,
-    )
-    max_skipped_share: float = _key(
-        Number(0, 1),
-        "The largest share of tokens whose top two logits in the reference lie within twice max_logit_error, so that "
-        "either token is right and none is compared.",
-        0.05,
-    )
-    golden_prompts: int = _key(
-        Whole(1, 64), "Prompts whose tokens are stored in the artifact and replayed by verify.", 4
-    )
-    golden_tokens: int = _key(Whole(1, 256), "Tokens that each of them is continued by.", 16)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """A checked recipe. Every value is of its kind and in its range."""
 
-    SECTIONS: ClassVar[Mapping[str, type[Any]]] = {
-        "model": ModelSection,
-        "device": DeviceSection,
-        "engine": EngineSection,
-        "quantization": QuantizationSection,
-        "verify": VerifySection,
-    }
-
     name: str
     """The artifact's name: `name` at the top of the file, else the file's own."""
     folder: Path
     """What a relative source is relative to."""
+    origin: str
+    """What the user would give `pllm build` again: the recipe's path, or the model; never an absolute path."""
     model: ModelSection
     device: DeviceSection = field(default_factory=DeviceSection)
     engine: EngineSection = field(default_factory=EngineSection)
@@ -224,16 +89,19 @@ class Recipe:
         given = table.pop("name", name)
         if not _is_name(given):
             mistakes.append(f"name must be letters, digits, '.', '_' and '-', not beginning with '.', not {given!r}")
-        mistakes += _unknown(table, ["name", *cls.SECTIONS], "")
+        mistakes += _unknown(table, ["name", *SECTIONS], "")
         sections: dict[str, Any] = {}
-        for section, kind in cls.SECTIONS.items():
+        for section, kind in SECTIONS.items():
             values = table.get(section, {})
             if isinstance(values, dict):
                 sections[section] = _section(kind, section, values, mistakes)
             else:
                 mistakes.append(f"{section} must be a table: write [{section}]")
         if not mistakes:
-            recipe = cls(name=given, folder=folder, **sections)
+            written = Path(origin)
+            recipe = cls(
+                name=given, folder=folder, origin=written.name if written.is_absolute() else origin, **sections
+            )
             mistakes = recipe._contradictions()
         if mistakes:
             count = "1 mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"
@@ -256,9 +124,9 @@ class Recipe:
         """This recipe in full as TOML: what ``recipe.lock.toml`` holds. It names no path of this machine: an absolute
         source is given by its last part."""
         table: dict[str, Any] = {"name": self.name}
-        for section in self.SECTIONS:
+        for section in SECTIONS:
             table[section] = {
-                item.name: getattr(getattr(self, section), item.name) for item in fields(self.SECTIONS[section])
+                item.name: getattr(getattr(self, section), item.name) for item in fields(SECTIONS[section])
             }
         if self.source_directory() is not None and Path(self.model.source).expanduser().is_absolute():
             table["model"]["source"] = Path(self.model.source).name
@@ -307,7 +175,7 @@ def _section(kind: type[Any], section: str, values: dict[str, Any], mistakes: li
 
 def _unknown(table: Mapping[str, Any], known: Sequence[str], prefix: str) -> list[str]:
     """One line for each key that nobody knows, with the nearest known one; a key at home elsewhere is sent there."""
-    homes = {item.name: section for section, kind in Recipe.SECTIONS.items() for item in fields(kind)}
+    homes = {item.name: section for section, kind in SECTIONS.items() for item in fields(kind)}
     lines = []
     for name in table:
         if name in known:

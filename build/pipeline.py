@@ -1,0 +1,204 @@
+"""The pipeline: a recipe's way to an artifact, as a list of stages.
+
+Each stage is a function of the :class:`Build`, in a module of its own that is imported when its turn comes: a recipe
+that is refused, and an artifact that is still fresh, cost no import of torch.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module, metadata
+from pathlib import Path
+from typing import Any
+
+import pllm
+from pllm.build.checkpoint import Checkpoint
+from pllm.build.pack import Staging, build_lock, stage
+from pllm.build.progress import Progress, StageProgress
+from pllm.build.recipe import Recipe
+from pllm.build.resolve import ModelFacts, kv_info, refuse_what_cannot_fit, resolve
+from pllm.runtime.artifact import Artifact
+from pllm.runtime.errors import ArtifactError
+from pllm.runtime.machine import Machine, available_memory
+from pllm.runtime.manifest import (
+    FORMAT_VERSION,
+    CertificateSummary,
+    EngineDefaults,
+    FileEntry,
+    KvInfo,
+    Manifest,
+    ModelInfo,
+    ProgramInfo,
+    Provenance,
+    Requires,
+    WeightsInfo,
+    mismatch,
+)
+from pllm.runtime.memory import MemoryLedger
+
+__all__ = ["STAGES", "Build", "Stage", "StageFunction", "build_artifact", "builder_fingerprint", "provenance"]
+
+
+@dataclass(kw_only=True)
+class Build:
+    """What is known so far. Each stage reads what earlier ones left, and leaves its own."""
+
+    recipe: Recipe
+    """Resolved: nothing in it is "auto" that the build decides."""
+    checkpoint: Checkpoint
+    facts: ModelFacts
+    kv: KvInfo
+    staging: Staging
+    exported: Any = field(init=False)
+    """export, passes: the traced graph, of the type that those stages agree on."""
+    model: ModelInfo = field(init=False)
+    """export"""
+    requires: Requires = field(init=False)
+    """compile"""
+    operators: tuple[str, ...] = field(init=False)
+    """compile"""
+    programs: tuple[ProgramInfo, ...] = field(init=False)
+    """compile"""
+    weights: WeightsInfo = field(init=False)
+    """quantize"""
+    memory: MemoryLedger = field(init=False)
+    """profile"""
+    engine: EngineDefaults = field(init=False)
+    """profile"""
+    certificate: CertificateSummary = field(init=False)
+    """certify"""
+
+
+StageFunction = Callable[[Build, StageProgress], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A stage by its name and the place of its function."""
+
+    name: str
+    place: str
+
+    def function(self) -> StageFunction:
+        module, _, name = self.place.partition(":")
+        function: StageFunction = getattr(import_module(module), name)
+        return function
+
+
+STAGES = (
+    Stage("export", "pllm.build.export:export"),
+    Stage("passes", "pllm.build.passes:run_passes"),
+    Stage("quantize", "pllm.build.quantize:quantize"),
+    Stage("compile", "pllm.build.compile:compile_programs"),
+    Stage("profile", "pllm.build.profile:profile"),
+    Stage("certify", "pllm.build.certify:certify"),
+)
+"""Between loading, which decides what is to be built, and packing, which makes it an artifact."""
+
+
+def build_artifact(
+    recipe: Recipe, target: Path, progress: Progress, *, force: bool = False, stages: Sequence[Stage] = STAGES
+) -> Manifest:
+    """Build ``recipe`` into the folder ``target`` and return the manifest; with an artifact there that building again
+    would not change, do nothing, unless ``force``.
+
+    Raises UserInputError and DoesNotFitError (exit 2) for what the user can mend, BuildError otherwise.
+    """
+    with progress.stage("load", live=False) as load:
+        checkpoint = Checkpoint.open(recipe)
+        recipe = resolve(recipe, checkpoint, load.say)
+        refuse_what_cannot_fit(recipe, checkpoint, available_memory(), load.say)
+        origin = provenance(recipe, checkpoint)
+    with build_lock(target, lambda: progress.console.print(f"another build of {target} runs: waiting for it")):
+        present = None if force else _fresh(target, origin)
+        if present is not None:
+            progress.finish(f"{target} is up to date")
+            return present
+        with stage(target) as staging:
+            facts = ModelFacts.of(checkpoint.config, checkpoint.label)
+            build = Build(recipe=recipe, checkpoint=checkpoint, facts=facts, kv=kv_info(recipe, facts), staging=staging)
+            for part in stages:
+                with progress.stage(part.name) as running:
+                    part.function()(build, running)
+            with progress.stage("pack") as running:
+                manifest = _pack(build, origin)
+                running.say(
+                    f"{len(manifest.files)} files, {sum(entry.size for entry in manifest.files.values()):,} bytes"
+                )
+    progress.finish(f"{target} is built")
+    return manifest
+
+
+def provenance(recipe: Recipe, checkpoint: Checkpoint) -> Provenance:
+    """What an artifact of this resolved recipe and checkpoint, built by this pllm, says it was made from."""
+    return Provenance(
+        recipe=recipe.origin,
+        recipe_sha256=recipe.fingerprint,
+        checkpoint=Path(checkpoint.label).name if Path(checkpoint.label).is_absolute() else checkpoint.label,
+        revision=checkpoint.revision,
+        checkpoint_sha256=checkpoint.fingerprint(),
+        pllm=pllm.__version__,
+        builder_sha256=builder_fingerprint(),
+        transformers=metadata.version("transformers"),
+    )
+
+
+def builder_fingerprint() -> str:
+    """SHA-256 over the sources of ``pllm.build`` and ``pllm.kernels``: a changed compiler makes artifacts stale."""
+    digest = hashlib.sha256()
+    for folder in ("build", "kernels"):
+        root = Path(__file__).parent.parent / folder
+        for path in sorted(path for path in root.rglob("*") if path.suffix in (".py", ".cpp", ".h")):
+            content = hashlib.sha256(path.read_bytes()).hexdigest()
+            digest.update(f"{content}  {folder}/{path.relative_to(root).as_posix()}\n".encode())
+    return digest.hexdigest()
+
+
+def _fresh(target: Path, origin: Provenance) -> Manifest | None:
+    """The manifest of the artifact at ``target``, if it was made from the same things and would run here."""
+    try:
+        manifest = Artifact.read(target).manifest
+    except ArtifactError:
+        return None
+    same_source = {**_terms(manifest.provenance), "recipe": ""} == {**_terms(origin), "recipe": ""}
+    return manifest if same_source and mismatch(manifest, Machine.this()) is None else None
+
+
+def _terms(origin: Provenance) -> dict[str, Any]:
+    return {name: getattr(origin, name) for name in origin.__struct_fields__}
+
+
+def _pack(build: Build, origin: Provenance) -> Manifest:
+    """Add what is taken over as it is, then seal."""
+    staging, checkpoint = build.staging, build.checkpoint
+    tokenizer = tuple(f"tokenizer/{name}" for name in checkpoint.tokenizer_files)
+    for name in tokenizer:
+        shutil.copyfile(checkpoint.directory / Path(name).name, staging.path(name))
+    text = json.dumps(checkpoint.generation_config, indent=2, sort_keys=True) + "\n"
+    staging.path("generation.json").write_text(text, encoding="utf-8")
+    staging.path("recipe.lock.toml").write_text(build.recipe.lock_text(), encoding="utf-8")
+
+    def describe(files: dict[str, FileEntry]) -> Manifest:
+        return Manifest(
+            format_version=FORMAT_VERSION,
+            name=build.recipe.name,
+            provenance=origin,
+            requires=build.requires,
+            model=build.model,
+            operators=build.operators,
+            programs=build.programs,
+            weights=build.weights,
+            kv=build.kv,
+            memory=build.memory,
+            engine=build.engine,
+            tokenizer=tokenizer,
+            generation="generation.json",
+            golden="golden.json",
+            latency="measured/latency.json",
+            certificate=build.certificate,
+            files=files,
+        )
+
+    return staging.seal(describe)

@@ -1,0 +1,133 @@
+"""What a recipe leaves to "auto", decided once the checkpoint is known; and what cannot fit, refused then.
+
+Only ``config.json`` and the headers of the weights have been read by then, so a refusal takes milliseconds.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pllm.build.checkpoint import Checkpoint
+from pllm.build.recipe import Recipe
+from pllm.runtime.errors import BuildError, CheckpointError, DoesNotFitError, RecipeError
+from pllm.runtime.manifest import KvInfo
+from pllm.runtime.memory import MemoryLedger, MemoryPlan, format_bytes
+
+__all__ = ["CONTEXT_LIMIT", "ModelFacts", "kv_info", "refuse_what_cannot_fit", "resolve"]
+
+CONTEXT_LIMIT = 8192
+"""The longest context that is chosen without being asked for: one sequence's KV must always fit."""
+
+KV_DTYPES = {"float32": "float32", "bf16": "bfloat16"}
+_VALUE_BYTES = {"float32": 4, "bf16": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """The numbers of ``config.json`` that memory depends on."""
+
+    context: int
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any], label: str) -> "ModelFacts":
+        """Raises CheckpointError for a configuration that does not say them."""
+        text = config.get("text_config", config)
+
+        def term(*names: str) -> int:
+            for name in names:
+                value = text.get(name) if isinstance(text, dict) else None
+                if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**31:
+                    return value
+            raise CheckpointError(f"{label}: config.json has no usable {names[0]}")
+
+        heads = term("num_attention_heads", "n_head")
+        return cls(
+            context=term("max_position_embeddings", "n_positions"),
+            num_layers=term("num_hidden_layers", "n_layer"),
+            num_kv_heads=term("num_key_value_heads", "num_attention_heads", "n_head"),
+            head_dim=text["head_dim"] if text.get("head_dim") else term("hidden_size", "n_embd") // heads,
+        )
+
+
+def resolve(recipe: Recipe, checkpoint: Checkpoint, say: Callable[[str], None]) -> Recipe:
+    """The recipe with every "auto" decided that does not depend on the machine that serves; each decision is said.
+
+    ``engine.memory`` and ``engine.threads`` stay as they are: they are decided when the artifact is opened.
+    Raises BuildError for a device that this version does not build for, RecipeError for a context beyond the model's.
+    """
+    if recipe.device.kind == "cuda":
+        raise BuildError(
+            'device.kind = "cuda" is not in this version, which builds for the CPU: set device.kind = "cpu"'
+        )
+    facts = ModelFacts.of(checkpoint.config, checkpoint.label)
+    recipe = recipe.with_values("device", kind="cpu")
+    narrow = checkpoint.dtype == "BF16"
+    if recipe.model.dtype == "auto":
+        recipe = recipe.with_values("model", dtype="bfloat16" if narrow else "float32")
+    if recipe.quantization.weights == "auto":
+        recipe = recipe.with_values("quantization", weights="bf16" if narrow else "float32")
+    if recipe.quantization.kv == "auto":
+        recipe = recipe.with_values("quantization", kv="float32")
+    engine = recipe.engine
+    if isinstance(engine.max_model_len, str):
+        recipe = recipe.with_values("engine", max_model_len=min(facts.context, CONTEXT_LIMIT))
+    elif engine.max_model_len > facts.context:
+        raise RecipeError(
+            f"engine.max_model_len = {engine.max_model_len} is beyond the model's context of {facts.context} tokens "
+            f"(max_position_embeddings of {checkpoint.label})"
+        )
+    if isinstance(engine.buckets, str):
+        powers = [1 << bit for bit in range(engine.max_num_seqs.bit_length()) if 1 << bit < engine.max_num_seqs]
+        recipe = recipe.with_values("engine", buckets=(*powers, engine.max_num_seqs))
+    say(f"cpu, weights stored as {recipe.quantization.weights}, KV as {recipe.quantization.kv}, arithmetic float32")
+    say(f"context {recipe.engine.max_model_len} of {facts.context}, up to {engine.max_num_seqs} sequences at once")
+    return recipe
+
+
+def kv_info(recipe: Recipe, facts: ModelFacts) -> KvInfo:
+    """The KV cache of a resolved recipe."""
+    return KvInfo(
+        dtype=KV_DTYPES[recipe.quantization.kv],
+        num_layers=facts.num_layers,
+        num_kv_heads=facts.num_kv_heads,
+        block_size=recipe.engine.block_size,
+        head_dim=facts.head_dim,
+    )
+
+
+def refuse_what_cannot_fit(recipe: Recipe, checkpoint: Checkpoint, available: int, say: Callable[[str], None]) -> None:
+    """Raise DoesNotFitError (exit 2) where a resolved recipe's weights and one sequence exceed the available bytes.
+
+    A forecast from headers: activations and libraries, which only the profile stage knows, count as nothing here.
+    """
+    values = sum(_elements(stored.entry.shape) for stored in checkpoint.tensors.values())
+    kv = kv_info(recipe, ModelFacts.of(checkpoint.config, checkpoint.label))
+    ledger = MemoryLedger(
+        weights=values * _VALUE_BYTES[recipe.quantization.weights], activations=0, runtime=0, kv_block=kv.block_bytes
+    )
+    assert isinstance(recipe.engine.max_model_len, int)
+    try:
+        MemoryPlan.solve(
+            ledger,
+            block_size=kv.block_size,
+            max_model_len=recipe.engine.max_model_len,
+            max_num_seqs=recipe.engine.max_num_seqs,
+            memory=recipe.engine.memory,
+            available=available,
+        )
+    except DoesNotFitError as error:
+        raise DoesNotFitError(f"{recipe.name}: {error}", exit_code=2) from None
+    say(
+        f"{values / 1e6:.1f} M parameters, {format_bytes(ledger.weights)} of weights, "
+        f"{format_bytes(ledger.kv_block)} a block of {kv.block_size} tokens"
+    )
+
+
+def _elements(shape: tuple[int, ...]) -> int:
+    count = 1
+    for extent in shape:
+        count *= extent
+    return count
