@@ -1,0 +1,122 @@
+"""``/v1/chat/completions``: a conversation in, the next message out."""
+
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from pllm.runtime.request_text import RequestText, TextDelta
+from pllm.runtime.server.identity import new_id
+from pllm.runtime.server.model import ServedModel
+from pllm.runtime.server.protocol.answers import (
+    ChatChoice,
+    ChatChunk,
+    ChatChunkChoice,
+    ChatCompletion,
+    ChatDelta,
+    ChatLogprobs,
+    ChatMessage,
+)
+from pllm.runtime.server.protocol.conversation import conversation_of
+from pllm.runtime.server.protocol.logprobs import chat_logprobs, prompt_logprobs
+from pllm.runtime.server.protocol.params import chat_params
+from pllm.runtime.server.protocol.parse import Parsed
+from pllm.runtime.server.protocol.requests import ChatCompletionRequest
+from pllm.runtime.server.usage import usage_of
+
+__all__ = ["ChatAnswer"]
+
+
+class ChatAnswer:
+    """One chat completion. Tool calls are not parsed: what the model writes is the content, ``<tool_call>`` and all."""
+
+    def __init__(self, parsed: Parsed[ChatCompletionRequest], model: ServedModel) -> None:
+        request = parsed.request
+        self._parsed, self._model = parsed, model
+        self._name = model.name_for(request.model)
+        self._params = chat_params(request, model.intake.generation, model.info.max_model_len)
+        self._id = new_id("chatcmpl")
+        self._created = int(time.time())
+        self._top_logprobs = request.top_logprobs or 0
+        options = request.stream_options
+        self._usage_at_end = options is not None and bool(options.include_usage)
+        self._usage_always = options is not None and bool(options.continuous_usage_stats)
+
+    @property
+    def num_prompts(self) -> int:
+        """A conversation is one prompt."""
+        return 1
+
+    def prepare(self) -> list[RequestText]:
+        """The conversation through the chat template, as token ids."""
+        request, intake = self._parsed.request, self._model.intake
+        prompt = intake.chat_prompt(**conversation_of(self._parsed))
+        return [
+            intake.request(
+                self._id,
+                prompt,
+                self._params,
+                priority=request.priority or 0,
+                cache_salt=request.cache_salt or "",
+            )
+        ]
+
+    def whole(self, texts: list[RequestText]) -> ChatCompletion:
+        """All n messages."""
+        output = texts[0].output()
+        choices = [
+            ChatChoice(
+                index=answer.index,
+                message=ChatMessage(answer.text),
+                logprobs=self._logprobs(answer.token_ids, answer.logprobs),
+                finish_reason=answer.finish_reason,  # type: ignore[arg-type]  # the engine's words are OpenAI's
+                stop_reason=answer.stop_reason,
+            )
+            for answer in output.outputs
+        ]
+        return ChatCompletion(
+            id=self._id,
+            created=self._created,
+            model=self._name,
+            choices=choices,
+            usage=usage_of(texts),
+            prompt_logprobs=prompt_logprobs(output.prompt_logprobs),
+        )
+
+    def opening(self, texts: list[RequestText]) -> Iterable[ChatChunk]:
+        """One chunk an answer, with the role."""
+        for index in range(self._params.n):
+            yield self._chunk(texts, [ChatChunkChoice(index, ChatDelta(role="assistant", content=""))])
+
+    def chunk(self, texts: list[RequestText], number: int, delta: TextDelta) -> ChatChunk | None:
+        """The new text of one answer; nothing while its tokens make no text yet."""
+        if not delta.text and delta.finish_reason is None and delta.logprobs is None:
+            return None
+        choice = ChatChunkChoice(
+            number,
+            ChatDelta(content=delta.text) if delta.text or delta.finish_reason is None else ChatDelta(),
+            self._logprobs(delta.token_ids, delta.logprobs),
+        )
+        if delta.finish_reason is not None:
+            choice.finish_reason = delta.finish_reason  # type: ignore[assignment]
+            choice.stop_reason = delta.stop_reason
+        return self._chunk(texts, [choice])
+
+    def closing(self, texts: list[RequestText]) -> Iterable[ChatChunk]:
+        """The usage, if it was asked for, in a chunk without choices."""
+        if self._usage_at_end:
+            chunk = self._chunk(texts, [])
+            chunk.usage = usage_of(texts)
+            yield chunk
+
+    def _chunk(self, texts: list[RequestText], choices: list[ChatChunkChoice]) -> ChatChunk:
+        chunk = ChatChunk(id=self._id, created=self._created, model=self._name, choices=choices)
+        if self._usage_always:
+            chunk.usage = usage_of(texts)
+        elif self._usage_at_end:
+            chunk.usage = None
+        return chunk
+
+    def _logprobs(self, token_ids: list[int], positions: list[Any] | None) -> ChatLogprobs | None:
+        if self._params.logprobs is None:
+            return None
+        return chat_logprobs(self._model.intake.tokenizer, token_ids, positions or [], self._top_logprobs)

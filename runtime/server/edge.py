@@ -1,0 +1,82 @@
+"""The outermost layer: a request id on every answer, the key, and every error in the API's one shape."""
+
+import logging
+
+import msgspec
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from pllm.runtime.errors import PllmError
+from pllm.runtime.server.auth import authorize
+from pllm.runtime.server.generation import ClientGoneError
+from pllm.runtime.server.identity import request_id_for
+from pllm.runtime.server.protocol.errors import HttpError, error_answer
+from pllm.runtime.server.service import Service
+
+__all__ = ["Edge"]
+
+_LOG = logging.getLogger("pllm.server")
+_STARTING = 2  # seconds: a restart is cheap
+_EXPLAINED = {
+    404: "There is nothing at {path}. See /docs.",
+    405: "The method {method} is not allowed here. Allowed: {allow}.",
+}
+
+
+class Edge:
+    """Wraps the routes. An exception before the first byte becomes an error answer; after it, the connection closes."""
+
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self._app = app
+        self._service = service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request. uvicorn sends nothing but HTTP here: lifespan and websockets are off."""
+        scope["app"] = self  # with it Starlette's router raises HTTPException for 404 and 405
+        given = next((value for name, value in scope["headers"] if name == b"x-request-id"), None)
+        request_id = request_id_for(given)
+        started = False
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                message = {**message, "headers": [*message["headers"], (b"x-request-id", request_id)]}
+            await send(message)
+
+        try:
+            authorize(scope["raw_path"], scope["headers"], self._service.settings.api_key_digests)
+            await self._app(scope, receive, send_with_id)
+        except ClientGoneError:
+            pass
+        except Exception as error:
+            if not isinstance(error, PllmError | HTTPException):
+                _LOG.exception("request %s failed", request_id.decode())
+            if started:
+                raise
+            await self._answer(error, scope, send_with_id)
+
+    async def _answer(self, error: Exception, scope: Scope, send: Send) -> None:
+        extra: dict[str, str] = {}
+        if isinstance(error, HTTPException):
+            extra = dict(error.headers or {})
+            text = _EXPLAINED.get(error.status_code, "{detail}")
+            path = ascii(scope["path"][:256])
+            error = HttpError(
+                error.status_code,
+                text.format(method=scope["method"], allow=extra.get("Allow"), path=path, detail=error.detail),
+            )
+        status, answer = error_answer(error)
+        body = msgspec.json.encode(answer)
+        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+        headers += [(name.lower().encode(), value.encode()) for name, value in extra.items()]
+        if status == 401:
+            headers.append((b"www-authenticate", b"Bearer"))
+        if status in (429, 503):
+            headers.append((b"retry-after", str(self._retry_after(status)).encode()))
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    def _retry_after(self, status: int) -> int:
+        admission = self._service.admission
+        return _STARTING if status == 503 or admission is None else admission.retry_after()

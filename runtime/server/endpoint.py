@@ -1,0 +1,150 @@
+"""The way of a request that makes tokens: the same for chats and for plain prompts, streamed or whole."""
+
+import asyncio
+import logging
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+import msgspec
+from starlette.types import Receive, Scope, Send
+
+from pllm.runtime.errors import PllmError
+from pllm.runtime.request_text import RequestText, TextDelta
+from pllm.runtime.server.body import read_body, until_gone
+from pllm.runtime.server.generation import ClientGoneError, Generation
+from pllm.runtime.server.model import ServedModel
+from pllm.runtime.server.protocol.errors import error_answer
+from pllm.runtime.server.protocol.parse import Parsed, nearest_field, parse
+from pllm.runtime.server.protocol.requests import GenerationRequest
+from pllm.runtime.server.service import Service
+
+__all__ = ["Answer", "GenerationEndpoint"]
+
+_LOG = logging.getLogger("pllm.server")
+_JSON = (b"content-type", b"application/json")
+_EVENT_STREAM = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),  # a proxy that collects events defeats the stream
+]
+
+
+class Answer(Protocol):
+    """One API call's shape: how its request becomes prompts, and how tokens become JSON. Made from a parsed request."""
+
+    def __init__(self, parsed: Parsed[Any], model: ServedModel) -> None: ...
+
+    @property
+    def num_prompts(self) -> int:
+        """How many prompts the request holds, known before any is tokenised."""
+
+    def prepare(self) -> list[RequestText]:
+        """The requests for the engine, one a prompt. Raises RequestError. May run in a thread."""
+
+    def whole(self, texts: list[RequestText]) -> msgspec.Struct:
+        """The answer when nothing is streamed."""
+
+    def opening(self, texts: list[RequestText]) -> Iterable[msgspec.Struct]:
+        """The first events of a stream, before any token."""
+
+    def chunk(self, texts: list[RequestText], number: int, delta: TextDelta) -> msgspec.Struct | None:
+        """The event for what is new in answer ``number``; None where that is nothing to show."""
+
+    def closing(self, texts: list[RequestText]) -> Iterable[msgspec.Struct]:
+        """The last events, after all tokens."""
+
+
+class GenerationEndpoint:
+    """An ASGI application for one kind of answer."""
+
+    def __init__(self, service: Service, request_type: type[GenerationRequest], answer_type: type[Answer]) -> None:
+        self._service = service
+        self._request_type = request_type
+        self._answer_type = answer_type
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serves one request. What it raises before the first byte becomes an error answer around it (`edge`)."""
+        service = self._service
+        ready = service.ready()
+        ready.admission.check_room()
+        body = await read_body(scope["headers"], receive, service.settings.limits)
+        parsed = await service.offload(len(body), self._parse, body)
+        headers = _report_unknown(service, parsed, self._request_type)
+        answer = self._answer_type(parsed, ready.model)
+        with ready.admission.admit(answer.num_prompts):
+            gone = asyncio.ensure_future(until_gone(receive))
+            try:
+                texts = await service.offload(len(body), answer.prepare)
+                if gone.done():
+                    raise ClientGoneError
+                stream = service.engine.submit([text.request for text in texts])
+                gone.add_done_callback(lambda _: stream.fail(ClientGoneError()))
+                generation = Generation(texts, stream, ready.metrics)
+                try:
+                    if parsed.request.stream:
+                        await _stream(generation, answer, headers, send)
+                    else:
+                        while not generation.finished:
+                            await generation.next()
+                        await _send_json(send, headers, answer.whole(texts))
+                finally:
+                    generation.close()
+            finally:
+                gone.cancel()
+
+    def _parse(self, body: bytes) -> Parsed[Any]:
+        refuse = self._service.settings.refuse_unknown_fields
+        return parse(body, self._request_type, refuse_unknown=refuse)
+
+
+async def _send_json(send: Send, headers: list[tuple[bytes, bytes]], answer: msgspec.Struct) -> None:
+    body = msgspec.json.encode(answer)
+    headers = [_JSON, (b"content-length", str(len(body)).encode()), *headers]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def _stream(generation: Generation, answer: Answer, headers: list[tuple[bytes, bytes]], send: Send) -> None:
+    """Server-sent events. The status waits for the first tokens: what fails before them is a plain error answer.
+
+    While the socket is full ``send`` waits, and what the engine makes meanwhile goes out together.
+    """
+    texts = generation.texts
+    news = await generation.next()
+    await send({"type": "http.response.start", "status": 200, "headers": [*_EVENT_STREAM, *headers]})
+    events = list(map(_event, answer.opening(texts)))
+    try:
+        while True:
+            for number, delta in news:
+                chunk = answer.chunk(texts, number, delta)
+                if chunk is not None:
+                    events.append(_event(chunk))
+            if generation.finished:
+                events.extend(map(_event, answer.closing(texts)))
+                break
+            if events:
+                await send({"type": "http.response.body", "body": b"".join(events), "more_body": True})
+            events.clear()
+            news = await generation.next()
+    except ClientGoneError:
+        raise
+    except Exception as error:
+        if not isinstance(error, PllmError):
+            _LOG.exception("a stream failed")
+        events.append(_event(error_answer(error)[1]))
+    events.append(b"data: [DONE]\n\n")
+    await send({"type": "http.response.body", "body": b"".join(events)})
+
+
+def _event(value: msgspec.Struct) -> bytes:
+    return b"data: " + msgspec.json.encode(value) + b"\n\n"
+
+
+def _report_unknown(service: Service, parsed: Parsed[Any], kind: type) -> list[tuple[bytes, bytes]]:
+    """The header that names ignored fields; and a line in the log."""
+    if not parsed.unknown:
+        return []
+    for name in parsed.unknown[:16]:
+        service.report_unknown(name, nearest_field(name, kind))
+    names = ", ".join(ascii(name[:64])[1:-1] for name in parsed.unknown[:16])
+    return [(b"x-pllm-ignored-fields", names.encode())]

@@ -1,0 +1,105 @@
+"""One API call's answers as they grow: token deltas from the engine, text deltas to the client."""
+
+import time
+
+from pllm.runtime.engine_client import TokenStream
+from pllm.runtime.errors import PllmError
+from pllm.runtime.metrics import ServerMetrics
+from pllm.runtime.request_text import RequestText, TextDelta
+from pllm.runtime.step import TokenDelta
+
+__all__ = ["ClientGoneError", "Generation", "SequenceFailedError"]
+
+
+class ClientGoneError(PllmError):
+    """Nobody waits for this answer any more."""
+
+    http_status = 499
+
+    def __init__(self) -> None:
+        super().__init__("The client closed its connection.")
+
+
+class SequenceFailedError(PllmError):
+    """The model failed on this one sequence (its logits were not numbers); the others go on."""
+
+
+class Generation:
+    """The requests of one API call, in its prompts' order; answer ``p * n + i`` is the i-th answer to prompt p."""
+
+    def __init__(self, texts: list[RequestText], stream: TokenStream, metrics: ServerMetrics) -> None:
+        self.texts = texts
+        self._stream = stream
+        self._metrics = metrics
+        self._place = {text.request.request_id: place for place, text in enumerate(texts)}
+        self._num_each = texts[0].request.params.n
+        self._last_token: dict[int, float] = {}
+
+    @property
+    def finished(self) -> bool:
+        """Whether every answer is complete."""
+        return all(text.finished for text in self.texts)
+
+    async def next(self) -> list[tuple[int, TextDelta]]:
+        """What has come since the last call, one entry an answer: its number and what is new.
+
+        Raises what ended the stream: EngineDeadError, QueueFullError, RequestError, ClientGoneError
+        or SequenceFailedError.
+        """
+        news: dict[int, TextDelta] = {}
+        for delta in await self._stream.take():
+            place = self._place[delta.request_id]
+            number = place * self._num_each + delta.index
+            text = self._feed(self.texts[place], delta, number)
+            if text is not None:
+                earlier = news.get(number)
+                news[number] = text if earlier is None else _joined(earlier, text)
+        return list(news.items())
+
+    def close(self) -> None:
+        """Nobody wants more: whatever has not finished is aborted, and counted so."""
+        for text in self.texts:
+            answers = text.output().outputs if not text.finished else ()
+            for answer in answers:
+                if answer.finish_reason is None:
+                    self._metrics.sequence_ended("abort")
+        self._stream.close()
+
+    def _feed(self, request: RequestText, delta: TokenDelta, number: int) -> TextDelta | None:
+        is_first = request.num_cached_tokens is None
+        text = request.feed(delta)
+        if text is None:
+            return None
+        if text.ended_by_text:
+            self._stream.end_sequence(delta.request_id, delta.index)
+        now = time.monotonic()
+        if is_first:
+            prompt_tokens = len(request.request.prompt_token_ids)
+            self._metrics.first_token(now - request.metrics.arrival_time, prompt_tokens, delta.num_cached_tokens)
+        last = self._last_token.get(number)
+        if last is not None:
+            self._metrics.next_token(now - last)
+        self._last_token[number] = now
+        if text.finish_reason is not None:
+            self._metrics.sequence_ended(text.finish_reason)
+            if request.finished:
+                times = request.metrics
+                self._metrics.request_ended(times, len(request.request.prompt_token_ids), request.num_output_tokens)
+        if text.finish_reason == "error":
+            raise SequenceFailedError(text.error or "The model failed on this request.")
+        return text
+
+
+def _joined(first: TextDelta, second: TextDelta) -> TextDelta:
+    """Two deltas of one answer as one: the client's socket was busy in between."""
+    return TextDelta(
+        request_id=first.request_id,
+        index=first.index,
+        text=first.text + second.text,
+        token_ids=first.token_ids + second.token_ids,
+        logprobs=None if first.logprobs is None or second.logprobs is None else first.logprobs + second.logprobs,
+        finish_reason=second.finish_reason,
+        stop_reason=second.stop_reason,
+        ended_by_text=second.ended_by_text,
+        error=second.error,
+    )

@@ -1,0 +1,67 @@
+"""The model as clients see it: its names, and its side of text."""
+
+from pathlib import Path
+
+from pllm.runtime.generation_config import GenerationConfig
+from pllm.runtime.intake import Intake
+from pllm.runtime.messages import EngineInfo
+from pllm.runtime.server.protocol.answers import ModelCard, ModelList
+from pllm.runtime.server.protocol.errors import HttpError
+from pllm.runtime.tokenizer import Tokenizer
+
+__all__ = ["ServedModel", "TextSide"]
+
+
+class TextSide:
+    """What of an artifact the API process reads: while the engine process opens the rest."""
+
+    def __init__(self, artifact: Path, chat_template: str | None) -> None:
+        self._tokenizer = Tokenizer.open(artifact / "tokenizer")
+        self._generation = GenerationConfig.open(artifact / "generation.json")
+        self._template = None if chat_template is None else self._tokenizer.chosen_template(chat_template)
+
+    def intake(self, info: EngineInfo) -> Intake:
+        """The way in, with the limits of the engine that has been opened."""
+        return Intake(
+            self._tokenizer,
+            self._generation,
+            vocab_size=info.vocab_size,
+            max_model_len=info.max_model_len,
+            chat_template=self._template,
+        )
+
+
+class ServedModel:
+    """One model under all its names: the operator's first, then the artifact's own and that of its source."""
+
+    def __init__(self, intake: Intake, info: EngineInfo, served_names: tuple[str, ...], created: int) -> None:
+        self.intake = intake
+        self.info = info
+        self.names = tuple(dict.fromkeys((*served_names, info.model_name, info.model_source)))
+        cards = tuple(
+            ModelCard(id=name, created=created, root=info.model_source, max_model_len=info.max_model_len)
+            for name in self.names
+        )
+        self.models = ModelList(cards)
+
+    @property
+    def name(self) -> str:
+        """The name in answers to requests that gave none."""
+        return self.names[0]
+
+    def card(self, name: str) -> ModelCard:
+        """The description of one name. Raises HttpError 404."""
+        return next(card for card in self.models.data if card.id == self.name_for(name))
+
+    def name_for(self, requested: str | None) -> str:
+        """The name to answer under: the one that was asked for. Raises HttpError 404 for a name that is not served."""
+        if not requested:
+            return self.name
+        if requested not in self.names:
+            raise HttpError(
+                404,
+                f"The model {requested[:256]!r} does not exist here. This server serves: {', '.join(self.names)}.",
+                param="model",
+                code="model_not_found",
+            )
+        return requested

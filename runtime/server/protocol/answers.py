@@ -1,0 +1,204 @@
+"""What the server answers, field by field as OpenAI's clients read it, with vLLM's stop_reason and prompt_logprobs."""
+
+from typing import Any, Literal
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+__all__ = [
+    "ChatChoice",
+    "ChatChunk",
+    "ChatChunkChoice",
+    "ChatCompletion",
+    "ChatDelta",
+    "ChatLogprobs",
+    "ChatMessage",
+    "Completion",
+    "CompletionChoice",
+    "CompletionLogprobs",
+    "Detokenized",
+    "ModelCard",
+    "ModelList",
+    "PromptTokensDetails",
+    "TokenLogprob",
+    "Tokenized",
+    "TopLogprob",
+    "Usage",
+    "VersionAnswer",
+]
+
+FinishReason = Literal["stop", "length", "abort", "error"]
+PromptLogprobs = list[dict[str, dict[str, Any]] | None]
+
+
+class PromptTokensDetails(msgspec.Struct, frozen=True):
+    """How many of the prompt's tokens came from the prefix cache."""
+
+    cached_tokens: int
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """Tokens read and written by a request, all its answers together."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+
+
+class TopLogprob(msgspec.Struct):
+    """A likely token at some place; ``bytes`` are its UTF-8 bytes, which may be part of a character."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class TokenLogprob(msgspec.Struct):
+    """The token at some place, and the likeliest ones there."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(msgspec.Struct):
+    """One entry a token of the answer."""
+
+    content: list[TokenLogprob]
+    refusal: None = None
+
+
+class ChatMessage(msgspec.Struct):
+    """The model's message. Tool calls are not parsed: the text holds what the model wrote."""
+
+    content: str
+    role: Literal["assistant"] = "assistant"
+    refusal: None = None
+
+
+class ChatChoice(msgspec.Struct):
+    """One of the n answers."""
+
+    index: int
+    message: ChatMessage
+    logprobs: ChatLogprobs | None
+    finish_reason: FinishReason | None
+    stop_reason: int | str | None
+
+
+class ChatCompletion(msgspec.Struct):
+    """The answer of ``/v1/chat/completions``."""
+
+    id: str
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: Usage
+    object: Literal["chat.completion"] = "chat.completion"
+    system_fingerprint: None = None
+    service_tier: None = None
+    prompt_logprobs: PromptLogprobs | None = None
+
+
+class ChatDelta(msgspec.Struct, omit_defaults=True):
+    """What a chunk adds to a message."""
+
+    role: Literal["assistant"] | None = None
+    content: str | None = None
+
+
+class ChatChunkChoice(msgspec.Struct):
+    """One answer's part of a chunk."""
+
+    index: int
+    delta: ChatDelta
+    logprobs: ChatLogprobs | None = None
+    finish_reason: FinishReason | None = None
+    stop_reason: int | str | UnsetType | None = UNSET
+
+
+class ChatChunk(msgspec.Struct):
+    """One event of a streamed chat completion. ``usage`` is absent unless the client asked for it."""
+
+    id: str
+    created: int
+    model: str
+    choices: list[ChatChunkChoice]
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    system_fingerprint: None = None
+    usage: Usage | UnsetType | None = UNSET
+
+
+class CompletionLogprobs(msgspec.Struct):
+    """Four lists with one entry a token; ``text_offset`` counts characters from the answer's beginning."""
+
+    text_offset: list[int]
+    token_logprobs: list[float | None]
+    tokens: list[str]
+    top_logprobs: list[dict[str, float] | None]
+
+
+class CompletionChoice(msgspec.Struct):
+    """One answer to one prompt, or what a chunk adds to it."""
+
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None = None
+    finish_reason: FinishReason | None = None
+    stop_reason: int | str | None = None
+    prompt_logprobs: PromptLogprobs | UnsetType | None = UNSET
+
+
+class Completion(msgspec.Struct):
+    """The answer of ``/v1/completions``, and each event of its stream (where ``usage`` is absent unless asked for)."""
+
+    id: str
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    object: Literal["text_completion"] = "text_completion"
+    system_fingerprint: None = None
+    usage: Usage | UnsetType | None = UNSET
+
+
+class ModelCard(msgspec.Struct, frozen=True):
+    """A name that this server answers to."""
+
+    id: str
+    created: int
+    root: str
+    max_model_len: int
+    object: Literal["model"] = "model"
+    owned_by: str = "pllm"
+    parent: None = None
+    permission: tuple[dict[str, Any], ...] = ()
+
+
+class ModelList(msgspec.Struct, frozen=True):
+    """The answer of ``/v1/models``."""
+
+    data: tuple[ModelCard, ...]
+    object: Literal["list"] = "list"
+
+
+class Tokenized(msgspec.Struct, frozen=True):
+    """The answer of ``/tokenize``."""
+
+    count: int
+    max_model_len: int
+    tokens: list[int]
+    token_strs: list[str] | None = None
+
+
+class Detokenized(msgspec.Struct, frozen=True):
+    """The answer of ``/detokenize``."""
+
+    prompt: str
+
+
+class VersionAnswer(msgspec.Struct, frozen=True):
+    """The answer of ``/version``."""
+
+    version: str

@@ -1,0 +1,46 @@
+"""What the operator decides at start."""
+
+import hashlib
+from dataclasses import dataclass, field
+
+__all__ = ["EdgeLimits", "ServerSettings"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EdgeLimits:
+    """What one connection may cost. Bytes, and seconds.
+
+    ``header_timeout``: for a request's headers to arrive; ``body_timeout``: for its body; ``write_timeout``: how long a
+    client may leave a full socket unread before it is dropped; ``keep_alive``: how long an idle connection is kept.
+    ``offload_bytes``: requests at least this large are parsed and tokenised in a thread, off the event loop.
+    """
+
+    max_header_bytes: int = 64 << 10
+    max_body_bytes: int = 32 << 20
+    header_timeout: float = 10.0
+    body_timeout: float = 60.0
+    write_timeout: float = 30.0
+    keep_alive: int = 60
+    offload_bytes: int = 8 << 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerSettings:
+    """``served_names`` come before the artifact's own. ``max_queue``: requests that may wait beyond those that run.
+
+    ``grace``: seconds that running requests get to finish after the first SIGTERM. Of the keys only digests are kept.
+    """
+
+    served_names: tuple[str, ...] = ()
+    api_key_digests: tuple[bytes, ...] = field(default=(), repr=False)
+    chat_template: str | None = None
+    max_queue: int = 256
+    grace: float = 30.0
+    refuse_unknown_fields: bool = False
+    metrics_prefix: str = "pllm"
+    limits: EdgeLimits = EdgeLimits()
+
+    @staticmethod
+    def key_digest(key: str | bytes) -> bytes:
+        """What is kept of an API key, and compared."""
+        return hashlib.sha256(key.encode() if isinstance(key, str) else key).digest()

@@ -1,0 +1,91 @@
+"""An engine whose model is a function: it says the prompt's own characters again, and then ends. The scheduler is real.
+
+Requests ask for trouble by their seed. ``PLLM_FAKE_STEP`` is the seconds that a step takes, ``PLLM_FAKE_OPEN`` those
+that opening takes; ``PLLM_FAKE_OPEN_ERROR`` names what opening raises.
+"""
+
+import os
+import time
+from pathlib import Path
+
+from pllm.runtime import errors
+from pllm.runtime.engine import Engine
+from pllm.runtime.scheduler import Scheduler
+from pllm.runtime.scheduler_config import SchedulerConfig
+from pllm.runtime.step import SampledToken, SampleSpec, SchedulerOutput, StepResult, TokenLogprobs
+
+RAISE, HANG, SPOIL, EXIT = 9001, 9002, 9003, 9004
+BYTES = 256  # token ids below this are bytes; above are special
+END = 258
+VOCAB = 260
+
+
+class Parrot:
+    def __init__(self, step_seconds: float) -> None:
+        self._step_seconds = step_seconds
+
+    def execute(self, out: SchedulerOutput) -> StepResult:
+        time.sleep(self._step_seconds)
+        tokens = [self._sample(spec) for row in out.rows for spec in row.samples]
+        prompt_logprobs = {
+            row.seq_id: tuple(logprobs_of(token) for token in row.prompt_targets)
+            for row in out.rows
+            if row.prompt_logprobs is not None
+        }
+        return StepResult(tuple(tokens), prompt_logprobs)
+
+    def _sample(self, spec: SampleSpec) -> SampledToken:
+        seed = spec.params.seed
+        if seed == RAISE and len(spec.output_token_ids) == 2:
+            raise RuntimeError("asked to")
+        if seed == HANG and len(spec.output_token_ids) == 2:
+            time.sleep(600)
+        if seed == EXIT and len(spec.output_token_ids) == 2:
+            os._exit(7)
+        words = [token for token in spec.prompt_token_ids if token < BYTES]
+        place = len(spec.output_token_ids)
+        token = END if place >= len(words) and not spec.params.ignore_eos else words[place % len(words)]
+        if seed == SPOIL and place == 2:
+            return SampledToken(spec.seq_id, 0, error="the logits are not numbers")
+        wants = spec.params.logprobs is not None
+        return SampledToken(spec.seq_id, token, logprobs_of(token) if wants else None)
+
+
+def logprobs_of(token: int) -> TokenLogprobs:
+    """The token itself is the second likeliest; before it the letter x."""
+    return TokenLogprobs(token, -1.5, 2, ((ord("x"), -0.5, 1), (token, -1.5, 2), (ord("z"), float("-inf"), 3)))
+
+
+class ConfiguredEngine(Engine):
+    config: SchedulerConfig
+
+
+class FakeCore:
+    model_name = "parrot"
+    model_source = "tests/parrot"
+
+    def __init__(self, config: SchedulerConfig) -> None:
+        self.engine = ConfiguredEngine(Scheduler(config), Parrot(float(os.environ.get("PLLM_FAKE_STEP", "0"))))
+        self.engine.config = config
+
+    def close(self) -> None:
+        pass
+
+
+def open_core(artifact: Path, max_num_seqs: int = 8, **limits: object) -> FakeCore:
+    time.sleep(float(os.environ.get("PLLM_FAKE_OPEN", "0")))
+    error = os.environ.get("PLLM_FAKE_OPEN_ERROR")
+    if error:
+        raise getattr(errors, error)("this artifact cannot be opened: build it again")
+    return FakeCore(
+        SchedulerConfig(
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=512,
+            max_model_len=512,
+            block_size=16,
+            num_blocks=256,
+            prefill_chunk=256,
+            max_logit_rows=512,
+            vocab_size=VOCAB,
+        )
+    )
