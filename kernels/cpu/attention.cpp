@@ -135,29 +135,28 @@ PLLM_INLINE void emit(const Call& c, const Item& item, int64_t row, float maximu
   }
 }
 
-PLLM_INLINE void prefetch(const void* p, int64_t bytes) {
-  for (int64_t i = 0; i < bytes; i += 64) _mm_prefetch((const char*)p + i, _MM_HINT_T0);
+// Keys that are asked for ahead of their use: memory is slower than the arithmetic here.
+constexpr int64_t kAheadKeys = 32;
+
+PLLM_INLINE void prefetch(const void* p, int64_t bytes) {  // into L2: more lines can be under way than into L1
+  for (int64_t i = 0; i < bytes; i += 64) _mm_prefetch((const char*)p + i, _MM_HINT_T1);
 }
 
-// o[R][d..] = sum over keys of s[R][key] v[key][d..], C pairs of vectors. `bytes`: of a value to prefetch, 16 keys on.
+// o[R][d..] = sum over keys of s[R][key] row[key][offset + d..], C pairs of vectors. `bytes`: of a value to prefetch.
 template <int R, int C, class T>
-PLLM_INLINE void weighted_values(const float* s, Cursor<T> v, Cursor<T> ahead, int64_t keys, int64_t d, int64_t bytes,
+PLLM_INLINE void weighted_values(const float* s, const T* const* row, int64_t offset, int64_t keys, int64_t d, int64_t bytes,
                                  float* o, int64_t o_stride) {
   vf acc[R][2 * C];
   PLLM_UNROLL for (int r = 0; r < R; r++) PLLM_UNROLL for (int l = 0; l < 2 * C; l++) acc[r][l] = zero();
   for (int64_t i = 0; i < keys; i++) {
-    const T* value = v.here() + d;
-    if (i + kLanes < keys) {
-      prefetch(ahead.here(), bytes);
-      if (i + kLanes + 1 < keys) ahead.next();
-    }
+    const T* value = row[i] + offset + d;
+    prefetch(row[i + kAheadKeys] + offset, bytes);
     vf x[2 * C];
     PLLM_UNROLL for (int l = 0; l < C; l++) load_two(value + l * 2 * kLanes, &x[2 * l], &x[2 * l + 1]);
     PLLM_UNROLL for (int r = 0; r < R; r++) {
       const vf p = set1(s[r * kSpan + i]);
       PLLM_UNROLL for (int l = 0; l < 2 * C; l++) acc[r][l] = fmadd(p, x[l], acc[r][l]);
     }
-    if (i + 1 < keys) v.next();
   }
   PLLM_UNROLL for (int r = 0; r < R; r++)
       PLLM_UNROLL for (int l = 0; l < 2 * C; l++) store(o + r * o_stride + d + l * kLanes, acc[r][l]);
@@ -181,37 +180,35 @@ void decode_span(const Call& c, const Item& item, int64_t row, float* work) {
     for (int64_t d = pairs; d < D; d++) q[r * D + d] = from[d] * a.scale;
   }
 
-  Cursor<T> k = Cursor<T>::at(a, item.sequence, item.kv_head, 0, item.key0), k_ahead = k;
-  for (int64_t i = 0; i < least(keys, 2 * kLanes); i++) {
-    prefetch(k_ahead.here(), bytes);
-    if (i + 1 < keys) k_ahead.next();
+  // Where each key lies; its value lies `to_value` further. Past the end: the last key again.
+  const T* key[kSpan + kAheadKeys];
+  const int64_t to_value = a.kv_heads * a.block_size * D;
+  Cursor<T> cursor = Cursor<T>::at(a, item.sequence, item.kv_head, 0, item.key0);
+  for (int64_t i = 0; i < keys; i++) {
+    key[i] = cursor.here();
+    if (i < kAheadKeys) prefetch(key[i], bytes);
+    if (i + 1 < keys) cursor.next();
   }
+  for (int64_t i = keys; i < padded_keys + kAheadKeys; i++) key[i] = key[keys - 1];
+
   constexpr int J = R <= 2 ? 4 : 2;  // keys at a time: R*J accumulators
   for (int64_t i = 0; i < padded_keys; i += kLanes) {
-    const T* key[kLanes];
-    for (int j = 0; j < kLanes; j++) {
-      key[j] = k.here();
-      if (i + j + 1 < keys) k.next();  // past the end: the last key again
-      if (i + j + 2 * kLanes < keys) {
-        prefetch(k_ahead.here(), bytes);
-        if (i + j + 2 * kLanes + 1 < keys) k_ahead.next();
-      }
-    }
     vf dot[R][kLanes];
     PLLM_UNROLL for (int j = 0; j < kLanes; j += J) {
+      PLLM_UNROLL for (int l = 0; l < J; l++) prefetch(key[i + j + l + kAheadKeys], bytes);
       vf acc[R][J];
       PLLM_UNROLL for (int r = 0; r < R; r++) PLLM_UNROLL for (int l = 0; l < J; l++) acc[r][l] = zero();
       for (int64_t d = 0; d < pairs; d += 2 * kLanes) {
         PLLM_UNROLL for (int l = 0; l < J; l++) {
           vf x0, x1;
-          load_two(key[j + l] + d, &x0, &x1);
+          load_two(key[i + j + l] + d, &x0, &x1);
           PLLM_UNROLL for (int r = 0; r < R; r++)
               acc[r][l] = fmadd(load(q + r * D + d + kLanes), x1, fmadd(load(q + r * D + d), x0, acc[r][l]));
         }
       }
       if (pairs < D) {
         PLLM_UNROLL for (int l = 0; l < J; l++) {
-          const vf x = load(key[j + l] + pairs);
+          const vf x = load(key[i + j + l] + pairs);
           PLLM_UNROLL for (int r = 0; r < R; r++) acc[r][l] = fmadd(load(q + r * D + pairs), x, acc[r][l]);
         }
       }
@@ -220,12 +217,7 @@ void decode_span(const Call& c, const Item& item, int64_t row, float* work) {
     PLLM_UNROLL for (int r = 0; r < R; r++) store(s + r * kSpan + i, sum_each(dot[r]));
   }
 
-  const Cursor<T> v0 = Cursor<T>::at(a, item.sequence, item.kv_head, 1, item.key0);
-  Cursor<T> v_ahead = v0;
-  for (int64_t i = 0; i < least(keys, kLanes); i++) {
-    prefetch(v_ahead.here(), bytes);
-    if (i + 1 < keys) v_ahead.next();
-  }
+  for (int64_t i = 0; i < least(keys, kAheadKeys); i++) prefetch(key[i] + to_value, bytes);
   float maximum[R], sum[R];
   for (int r = 0; r < R; r++) {
     float* row_s = s + r * kSpan;
@@ -249,18 +241,16 @@ void decode_span(const Call& c, const Item& item, int64_t row, float* work) {
   for (; d < pairs;) {
     const int64_t left = (pairs - d) / (2 * kLanes);
     if (left >= C)
-      weighted_values<R, C>(s, v0, v_ahead, keys, d, d == 0 ? bytes : 0, o, c.padded), d += C * 2 * kLanes;
+      weighted_values<R, C>(s, key, to_value, keys, d, d == 0 ? bytes : 0, o, c.padded), d += C * 2 * kLanes;
     else
-      weighted_values<R, 1>(s, v0, v_ahead, keys, d, d == 0 ? bytes : 0, o, c.padded), d += 2 * kLanes;
+      weighted_values<R, 1>(s, key, to_value, keys, d, d == 0 ? bytes : 0, o, c.padded), d += 2 * kLanes;
   }
   if (pairs < D) {
     vf acc[R];
     PLLM_UNROLL for (int r = 0; r < R; r++) acc[r] = zero();
-    Cursor<T> v = v0;
     for (int64_t i = 0; i < keys; i++) {
-      const vf x = load(v.here() + pairs);
+      const vf x = load(key[i] + to_value + pairs);
       PLLM_UNROLL for (int r = 0; r < R; r++) acc[r] = fmadd(set1(s[r * kSpan + i]), x, acc[r]);
-      if (i + 1 < keys) v.next();
     }
     PLLM_UNROLL for (int r = 0; r < R; r++) store(o + r * c.padded + pairs, acc[r]);
   }

@@ -88,7 +88,7 @@ float kth_largest(float* x, int64_t n, int64_t k) {
 }
 
 // The nucleus of weights x[0..n): values above *threshold, and *ties of those equal to it. x is reordered.
-void nucleus(float* x, int64_t n, double mass, float* threshold, int64_t* ties) {
+void select_nucleus(float* x, int64_t n, double mass, float* threshold, int64_t* ties) {
   while (n > 0) {
     const float pivot = median(x[0], x[n / 2], x[n - 1]);
     int64_t greater, equal;
@@ -111,12 +111,36 @@ void nucleus(float* x, int64_t n, double mass, float* threshold, int64_t* ties) 
   }
 }
 
+PLLM_INLINE uint32_t bucket_of(float weight) {  // in the order of the weights, 16 to an octave, 128 octaves below 1
+  uint32_t bits;
+  memcpy(&bits, &weight, 4);
+  return bits >> 19;
+}
+
+// The same for many weights in [0, 1]: finds the bucket in which the mass is reached, and selects among its weights only.
+void nucleus(float* x, int64_t n, double mass, float* threshold, int64_t* ties) {
+  if (n < 256) return select_nucleus(x, n, mass, threshold, ties);
+  constexpr int64_t buckets = (0x3f800000 >> 19) + 1;
+  double sums[buckets] = {0};
+  for (int64_t i = 0; i < n; i++) sums[bucket_of(x[i])] += x[i];
+  int64_t at = buckets - 1;
+  for (; at > 0 && (sums[at] == 0 || sums[at] < mass); at--) mass -= sums[at];
+  int64_t inside = 0;
+  for (int64_t i = 0; i < n; i++) {
+    x[inside] = x[i];
+    inside += bucket_of(x[i]) == at;
+  }
+  *threshold = 0;  // where rounding left the mass just out of reach: everything is kept
+  *ties = 0;
+  select_nucleus(x, inside, mass, threshold, ties);
+}
+
 struct Row {
   const float* logits;
   int64_t vocab, groups;
   float *maxima, *weights;  // [groups], [vocab + padding]
   float* select;            // [vocab + padding]: what the selections reorder
-  int32_t* ids;             // [vocab]
+  int32_t* ids;             // [vocab + padding]
 };
 
 // weights[i] = exp(logits[i]/t - top), top = maximum/t; for whole rows.
@@ -129,25 +153,24 @@ void weigh(const Row& row, float temperature, float top) {
 
 // Draws from candidates (ids ascending) with weights: those above the threshold and the first `ties` equal to it.
 int64_t draw(const Row& row, int64_t n, float threshold, int64_t ties, double uniform) {
+  int64_t kept = 0, seen = 0;
   double total = 0;
-  int64_t left = ties;
   for (int64_t i = 0; i < n; i++) {
     const float w = row.weights[i];
-    if (w > threshold || (w == threshold && left-- > 0)) total += w;
+    seen += w == threshold;
+    const bool keep = w > threshold || (w == threshold && seen <= ties);
+    row.weights[kept] = w;
+    row.ids[kept] = row.ids[i];
+    kept += keep;
+    total += keep ? w : 0.0f;
   }
   const double target = uniform * total;
   double sum = 0;
-  int64_t last = 0;
-  left = ties;
-  for (int64_t i = 0; i < n; i++) {
-    const float w = row.weights[i];
-    if (w > threshold || (w == threshold && left-- > 0)) {
-      sum += w;
-      last = i;
-      if (sum > target) break;
-    }
+  for (int64_t i = 0; i < kept; i++) {
+    sum += row.weights[i];
+    if (sum > target) return row.ids[i];
   }
-  return row.ids[last];
+  return row.ids[kept - 1];
 }
 
 // The candidates of the top k: scaled logits not below the k-th largest (ties stay, as in vLLM), and not below min_p.
@@ -208,6 +231,25 @@ double total_weight(const Row& row, float min_p, double* sums) {
   return total;
 }
 
+// Packs the lanes of w named by the bits of `in`, and their ids, to the front; writes kLanes of each. Returns how many.
+PLLM_INLINE int64_t compress(vf w, int32_t id, uint32_t in, float* weights, int32_t* ids) {
+#if defined(__AVX512F__)
+  const __m512i all = _mm512_add_epi32(_mm512_set1_epi32(id), _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+  store(weights, _mm512_maskz_compress_ps((__mmask16)in, w));
+  _mm512_storeu_si512(ids, _mm512_maskz_compress_epi32((__mmask16)in, all));
+#else
+  float lanes[kLanes];
+  store(lanes, w);
+  int64_t n = 0;
+  for (int i = 0; i < kLanes; i++) {
+    weights[n] = lanes[i];
+    ids[n] = id + i;
+    n += in >> i & 1;
+  }
+#endif
+  return __builtin_popcount(in);
+}
+
 int64_t sample(const Row& row, float maximum, float temperature, int64_t top_k, float top_p, float min_p, double uniform) {
   const float top = maximum / temperature;
   const bool limit_k = top_k > 0 && top_k < row.vocab, limit_p = top_p < 1.0f;
@@ -247,19 +289,14 @@ int64_t sample(const Row& row, float maximum, float temperature, int64_t top_k, 
   const double total = total_weight(row, min_p, nullptr);
   float floor = (float)((1.0 - top_p) * total / (double)row.vocab * 0.999);
   if (floor < min_p) floor = min_p;
+  if (floor < 1e-37f) floor = 1e-37f;  // a weight of zero is no candidate
   int64_t n = 0;
   for (int64_t g = 0; g < row.groups; g++) {
     const int64_t end = (g + 1) * kGroup < row.vocab ? (g + 1) * kGroup : row.vocab;
     for (int64_t i = g * kGroup; i < end; i += kLanes) {
       uint32_t in = mask_at_least(load(row.weights + i), set1(floor));
       if (end - i < kLanes) in &= (1u << (end - i)) - 1;
-      for (; in; in &= in - 1) {
-        const int64_t j = i + __builtin_ctz(in);
-        if (row.weights[j] == 0) continue;
-        row.ids[n] = (int32_t)j;
-        row.select[n] = row.weights[j];
-        n++;
-      }
+      n += compress(load(row.weights + i), (int32_t)i, in, row.select + n, row.ids + n);
     }
   }
   memcpy(row.weights, row.select, sizeof(float) * n);
