@@ -24,7 +24,8 @@ def download(source: str, revision: str) -> Path:
     if not re.fullmatch(r"(?:[\w.-]+/)?[\w.-]+", source):
         raise CheckpointError(f"{source!r} is neither a directory nor a Hub id such as Qwen/Qwen3-0.6B")
     try:
-        # Slow to import, and of use to nobody who builds from a directory.
+        # Slow to import, and of use to nobody who builds from a directory. httpx is what huggingface_hub speaks with.
+        import httpx  # noqa: PLC0415
         from huggingface_hub import errors as hub_errors  # noqa: PLC0415
         from huggingface_hub import snapshot_download  # noqa: PLC0415
     except ImportError:
@@ -44,8 +45,8 @@ def download(source: str, revision: str) -> Path:
         reason = f"the Hub's model has no revision {revision!r}: check model.revision"
     except hub_errors.LocalEntryNotFoundError:
         reason = "it is not in the Hub's cache, and the Hub cannot be reached (or HF_HUB_OFFLINE is set)"
-    except (hub_errors.HfHubHTTPError, hub_errors.HFValidationError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except (hub_errors.HfHubHTTPError, hub_errors.HFValidationError, httpx.HTTPError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     except OSError as error:
         reason = error.strerror or str(error)
     raise CheckpointError(f"{source} is no directory here, and as a Hub id it cannot be downloaded: {reason}")

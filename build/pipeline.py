@@ -20,7 +20,7 @@ from pllm.build.progress import Progress, StageProgress
 from pllm.build.recipe import Recipe
 from pllm.build.resolve import ModelFacts, kv_info, refuse_what_cannot_fit, resolve
 from pllm.runtime.artifact import Artifact
-from pllm.runtime.errors import ArtifactError
+from pllm.runtime.errors import ArtifactError, UserInputError
 from pllm.runtime.machine import Machine, available_memory
 from pllm.runtime.manifest import (
     FORMAT_VERSION,
@@ -132,7 +132,14 @@ def build_artifact(
 
 
 def provenance(recipe: Recipe, checkpoint: Checkpoint) -> Provenance:
-    """What an artifact of this resolved recipe and checkpoint, built by this pllm, says it was made from."""
+    """What an artifact of this resolved recipe and checkpoint, built by this pllm, says it was made from.
+
+    Raises UserInputError where transformers is not installed.
+    """
+    try:
+        transformers = metadata.version("transformers")
+    except metadata.PackageNotFoundError:
+        raise UserInputError("pllm build needs transformers: pip install 'pllm[build]'") from None
     return Provenance(
         recipe=recipe.origin,
         recipe_sha256=recipe.fingerprint,
@@ -141,7 +148,7 @@ def provenance(recipe: Recipe, checkpoint: Checkpoint) -> Provenance:
         checkpoint_sha256=checkpoint.fingerprint(),
         pllm=pllm.__version__,
         builder_sha256=builder_fingerprint(),
-        transformers=metadata.version("transformers"),
+        transformers=transformers,
     )
 
 
