@@ -20,7 +20,7 @@ from pllm.runtime.server.protocol.conversation import conversation_of
 from pllm.runtime.server.protocol.logprobs import chat_logprobs, prompt_logprobs
 from pllm.runtime.server.protocol.params import chat_params
 from pllm.runtime.server.protocol.parse import Parsed
-from pllm.runtime.server.protocol.requests import ChatCompletionRequest
+from pllm.runtime.server.protocol.requests import ChatCompletionRequest, Message
 from pllm.runtime.server.usage import usage_of
 
 __all__ = ["ChatAnswer"]
@@ -49,7 +49,9 @@ class ChatAnswer:
     def prepare(self) -> list[RequestText]:
         """The conversation through the chat template, as token ids."""
         request, intake = self._parsed.request, self._model.intake
-        prompt = intake.chat_prompt(**conversation_of(self._parsed))
+        conversation = conversation_of(self._parsed)
+        self._model.check_size(sum(map(_content_size, request.messages)), "messages")
+        prompt = intake.chat_prompt(**conversation)
         return [
             intake.request(
                 self._id,
@@ -120,3 +122,11 @@ class ChatAnswer:
         if self._params.logprobs is None:
             return None
         return chat_logprobs(self._model.intake.tokenizer, token_ids, positions or [], self._top_logprobs)
+
+
+def _content_size(message: Message) -> int:
+    """Characters of a message's content."""
+    content = message.content
+    if isinstance(content, list):
+        return sum(len(part) if isinstance(part, str) else len(part.text or "") for part in content)
+    return len(content or "")

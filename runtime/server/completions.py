@@ -100,6 +100,8 @@ class CompletionAnswer:
 
     def _tokenized(self, prompt: str | list[int]) -> Prompt:
         intake = self._model.intake
+        if isinstance(prompt, str):
+            self._model.check_size(len(prompt), "prompt")
         if isinstance(prompt, str) and self._request.add_special_tokens is False:
             token_ids = intake.tokenizer.encode(prompt, add_special_tokens=False)
             return intake.prompt({"prompt": prompt, "prompt_token_ids": token_ids})

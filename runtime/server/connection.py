@@ -15,6 +15,8 @@ from pllm.runtime.server.settings import EdgeLimits
 
 __all__ = ["Connection"]
 
+_LINGER = 2.0  # seconds for a refused client to hang up
+
 
 class Connection(HttpToolsProtocol):
     """Limits that uvicorn leaves open: slow or huge headers, a socket that is never read, a body that never ends.
@@ -36,6 +38,7 @@ class Connection(HttpToolsProtocol):
         self._in_headers = True
         self._header_bytes = 0
         self._refusal: HttpError | None = None
+        self._refused = False
         self._deadline: asyncio.TimerHandle | None = None  # for headers, or for the rest of a body nobody waits for
         self._stalled: asyncio.TimerHandle | None = None  # since the socket was last found full
 
@@ -49,8 +52,10 @@ class Connection(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if self._refused:
+            return  # said no already: the rest is only read so that the client gets to read the answer
         super().data_received(data)
-        if self._in_headers and not self.transport.is_closing():
+        if self._in_headers and not self._refused:
             self._count_header(len(data))
             if self._refusal is not None:
                 self.send_400_response(self._refusal.message)
@@ -110,9 +115,11 @@ class Connection(HttpToolsProtocol):
             f"x-request-id: {os.urandom(12).hex()}",
             "connection: close",
         ]
-        self._in_headers = False
         self.transport.write("\r\n".join(lines).encode() + b"\r\n\r\n" + body)
-        self.transport.close()
+        # Closing at once, with bytes unread, would reset the connection and take the answer with it.
+        self._refused = True
+        self.transport.write_eof()
+        self._set_deadline(_LINGER)
 
     def _count_header(self, size: int) -> None:
         self._header_bytes += size

@@ -1,7 +1,9 @@
 """The model as clients see it: its names, and its side of text."""
 
+from functools import cached_property
 from pathlib import Path
 
+from pllm.runtime.errors import RequestError
 from pllm.runtime.generation_config import GenerationConfig
 from pllm.runtime.intake import Intake
 from pllm.runtime.messages import EngineInfo
@@ -10,6 +12,8 @@ from pllm.runtime.server.protocol.errors import HttpError
 from pllm.runtime.tokenizer import Tokenizer
 
 __all__ = ["ServedModel", "TextSide"]
+
+_COMPOSED = 4  # characters that Unicode's composition makes one of, at most
 
 
 class TextSide:
@@ -43,6 +47,28 @@ class ServedModel:
             for name in self.names
         )
         self.models = ModelList(cards)
+
+    def check_size(self, characters: int, param: str) -> None:
+        """Refuses a text that cannot fit the context however it is tokenised, before that costs seconds.
+
+        Raises RequestError. No token stands for more characters than the longest one is spelled with; normalisation
+        may have made one of up to four.
+        """
+        limit = self.info.max_model_len
+        if characters <= limit:
+            return
+        at_least = characters // (_COMPOSED * self._longest_token) + 1
+        if at_least > limit:
+            raise RequestError(
+                f"This model's maximum context length is {limit} tokens. However, your prompt contains more than "
+                f"{at_least} input tokens ({characters} characters).",
+                param=param,
+                code="context_length_exceeded",
+            )
+
+    @cached_property
+    def _longest_token(self) -> int:
+        return max(map(len, self.intake.tokenizer.get_vocab()))
 
     @property
     def name(self) -> str:

@@ -1,48 +1,14 @@
-"""Real servers: two real processes and real sockets; only the model is a function (`fake_core`)."""
+"""Servers and clients for the tests beside this file."""
 
 import json
-import os
-import re
-import signal
-import subprocess
-import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import httpx
-import psutil
 import pytest
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-HERE = Path(__file__).parent
-SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>"]
-TEMPLATE = """\
-{%- if tools %}{{ '<|im_start|>tools ' + tools | tojson + '<|im_end|>' }}{% endif -%}
-{%- for message in messages -%}
-{%- if message.role == 'refused' %}{{ raise_exception('no such role') }}{% endif -%}
-{{- '<|im_start|>' }}{{ message.content or '' }}
-{%- for call in message.tool_calls or [] %}{{ call.function.name }}{{ call.function.arguments | tojson }}{% endfor %}
-{{- '<|im_end|>' }}
-{%- endfor -%}
-{%- if add_generation_prompt %}{{ '<|im_start|>' }}{% endif -%}
-{%- if shout %}{{ shout }}{% endif -%}
-"""
-
-
-def byte_tokenizer() -> Tokenizer:
-    """One token a byte, its id the byte; and four special tokens behind them."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    vocab = {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
-    tokenizer = Tokenizer(models.BPE(vocab, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
-    return tokenizer
+from .servers import TEMPLATE, Server, StartServer, byte_tokenizer, running_server
 
 
 @pytest.fixture(scope="session")
@@ -58,81 +24,9 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-class Server:
-    """One running ``pllm run``."""
-
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        self.process = process
-        self.log: list[str] = []
-        self._ready = threading.Event()
-        self.port = 0
-        threading.Thread(target=self._read, daemon=True).start()
-
-    def _read(self) -> None:
-        assert self.process.stderr is not None
-        for raw in self.process.stderr:
-            line = raw.decode()
-            self.log.append(line)
-            match = re.search(r"on http://\S+:(\d+) \(ready", line)
-            if match:
-                self.port = int(match[1])
-                self._ready.set()
-        self._ready.set()
-
-    def wait_ready(self) -> "Server":
-        assert self._ready.wait(30) and self.port, "".join(self.log)
-        return self
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def client(self, **options: Any) -> httpx.Client:
-        return httpx.Client(base_url=self.url, timeout=30, **options)
-
-    @property
-    def engine(self) -> psutil.Process:
-        """The engine process of this moment."""
-        children = psutil.Process(self.process.pid).children()
-        return next(child for child in children if "pllm.runtime.engine_process" in child.cmdline())
-
-    def gauge(self, name: str) -> float:
-        text = httpx.get(f"{self.url}/metrics", timeout=30).text
-        match = re.search(rf"^pllm:{name}{{[^}}]*}} (\S+)$", text, re.MULTILINE)
-        assert match, text
-        return float(match[1])
-
-    def is_idle(self) -> bool:
-        """No sequence left in the engine, and no block held."""
-        return self.gauge("num_requests_running") == 0 == self.gauge("kv_cache_usage_perc")
-
-    def stop(self) -> int:
-        self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(30)
-
-
-StartServer = Callable[..., Server]
-
-
-@contextmanager
-def running_server(artifact: Path, *flags: str, env: dict[str, str] | None = None) -> Iterator[Server]:
-    process = subprocess.Popen(
-        [sys.executable, str(HERE / "run_server.py"), str(artifact), "--port", "0", *flags],
-        stderr=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": str(HERE), **(env or {})},
-    )
-    try:
-        yield Server(process)
-    finally:
-        process.kill()
-        process.wait()
-
-
 @pytest.fixture
 def start(artifact: Path) -> Iterator[StartServer]:
     """Starts servers of the test's own: ``start("--flag", env={...})``."""
-    from contextlib import ExitStack
-
     with ExitStack() as stack:
         yield lambda *flags, env=None: stack.enter_context(running_server(artifact, *flags, env=env))
 
@@ -148,11 +42,3 @@ def server(artifact: Path) -> Iterator[Server]:
 def client(server: Server) -> Iterator[httpx.Client]:
     with server.client() as client:
         yield client
-
-
-def eventually(condition: Callable[[], bool], seconds: float = 10.0) -> None:
-    """Waits until the condition holds; liveness, not speed."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.02)
