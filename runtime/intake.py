@@ -3,7 +3,6 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -56,19 +55,6 @@ class Intake:
         if tokenizer.eos_token_id is not None:
             ends.setdefault(tokenizer.eos_token_id)
         self.eos_token_ids = tuple(ends)
-
-    @classmethod
-    def open(cls, artifact: Path, *, vocab_size: int, max_model_len: int, chat_template: str | None = None) -> "Intake":
-        """Read an artifact's ``tokenizer/`` and ``generation.json``. ``chat_template``: a file, or a template
-        itself."""
-        tokenizer = Tokenizer.open(artifact / "tokenizer")
-        return cls(
-            tokenizer,
-            GenerationConfig.open(artifact / "generation.json"),
-            vocab_size=vocab_size,
-            max_model_len=max_model_len,
-            chat_template=None if chat_template is None else tokenizer.chosen_template(chat_template),
-        )
 
     def prompt(self, prompt: str | Sequence[int] | Mapping[str, Any]) -> Prompt:
         """A prompt as vLLM's users write it: text, token ids, ``{"prompt": text}`` or ``{"prompt_token_ids": ids}``.

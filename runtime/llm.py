@@ -232,5 +232,7 @@ def derived_seed(seed: int, number: int) -> int:
 
 def _each_prompt(prompts: PromptInput | Sequence[PromptInput]) -> Sequence[PromptInput]:
     """One prompt (text, a dictionary, a list of token ids) as a list of one."""
-    is_one = isinstance(prompts, str | Mapping) or (len(prompts) > 0 and isinstance(prompts[0], int))
+    if isinstance(prompts, str | Mapping) or not isinstance(prompts, Sequence):
+        return [prompts]
+    is_one = len(prompts) > 0 and isinstance(prompts[0], int)
     return cast("Sequence[PromptInput]", [prompts] if is_one else prompts)

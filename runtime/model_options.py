@@ -5,11 +5,9 @@ import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pllm.runtime.build_cache import BuildCache
 from pllm.runtime.errors import UserInputError
 from pllm.runtime.generation_config import GenerationConfig
 from pllm.runtime.intake import Intake
@@ -61,6 +59,8 @@ class ModelOptions:
         known = [field.name for field in fields(cls)]
         for name in given:
             if name not in known:
+                from difflib import get_close_matches  # noqa: PLC0415  (10 ms that a start without mistakes saves)
+
                 near = get_close_matches(name, known, n=1, cutoff=0.0)[0]
                 raise TypeError(f"{caller} has no keyword {name!r}. Did you mean {near!r}?")
         options = cls(model=str(model), **given)
@@ -96,11 +96,11 @@ class ModelOptions:
         if (path / "manifest.json").is_file():
             self._refuse_what_was_decided()
             return path
-        is_checkpoint = (path / "config.json").is_file()
-        if is_checkpoint or (path.suffix == ".toml" and path.is_file()):
-            return BuildCache().obtain(str(path.resolve()), self.overrides())
-        if not path.exists() and _HUB_ID.fullmatch(self.model):
-            return BuildCache().obtain(self.model, self.overrides())
+        is_local = (path / "config.json").is_file() or (path.suffix == ".toml" and path.is_file())
+        if is_local or (not path.exists() and _HUB_ID.fullmatch(self.model)):
+            from pllm.runtime.build_cache import BuildCache  # noqa: PLC0415  (an artifact opens without it)
+
+            return BuildCache().obtain(str(path.resolve()) if is_local else self.model, self.overrides())
         raise UserInputError(
             f"{self.model!r} is no model: give an artifact directory (made by pllm build), a recipe (.toml), a "
             "checkpoint directory (with config.json), or a Hub id such as Qwen/Qwen3-0.6B."

@@ -30,7 +30,10 @@ __all__ = ["BudgetExceededError", "TemplateSandbox", "TemplateStopError", "plain
 _MAX_WORK = (
     1 << 28
 )  # characters that one filter or method may have to write at the very most, before its result is judged
-_TURN, _CONCAT = "pllm: turn", "pllm: concatenate"  # no template can spell these
+_TURN, _CONCAT = "pllm: turn", "pllm: concatenate"  # names that no template can spell
+_WRITE, _COUNT = "pllm: write", "pllm: count"
+_MAX_MADE = 32  # times the largest value: what one rendering may make in all, kept or thrown away
+_LARGE = 1 << 20  # a value of so many characters took long enough to look at the clock
 _MAX_INTEGER_BITS = 4096
 _MAX_FORMAT_WIDTH_DIGITS = 5
 _WIDE_FORMAT = re.compile(rf"\d{{{_MAX_FORMAT_WIDTH_DIGITS + 1},}}|%[-+ #0]*\*|%[-+ #0\d]*\.\*")
@@ -49,6 +52,7 @@ class _Budget(threading.local):
 
     deadline = 0.0
     ticks = 0
+    made = 0
 
 
 class TemplateSandbox(ImmutableSandboxedEnvironment):
@@ -66,7 +70,7 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
             name: self._guarded(function) for name, function in (self.filters | {"tojson": _to_json}).items()
         }
         # A filter that asks for the context is never computed while compiling, as Jinja does with constants.
-        self.filters |= {_TURN: _turn, _CONCAT: _concatenate}
+        self.filters |= {_TURN: _turn, _CONCAT: _concatenate, _WRITE: _write, _COUNT: _count}
         self.globals |= {
             "raise_exception": _raise_exception,
             "strftime_now": lambda format: datetime.now().strftime(format),
@@ -77,16 +81,20 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
     def begin(self) -> None:
         """Start the clock for one rendering on this thread."""
         self._budget.deadline = time.thread_time() + self.max_seconds
-        self._budget.ticks = 0
+        self._budget.ticks = self._budget.made = 0
 
     def tick(self) -> bool:
         """Called on every turn: always true, or the end of the rendering."""
         self._budget.ticks += 1
-        if not self._budget.ticks & 63 and time.thread_time() > self._budget.deadline:
+        if not self._budget.ticks & 63:
+            self._check_time()
+        return True
+
+    def _check_time(self) -> None:
+        if time.thread_time() > self._budget.deadline:
             raise BudgetExceededError(
                 f"The chat template ran for more than {self.max_seconds:g} s; it may loop for ever."
             )
-        return True
 
     # The names are Jinja's: so a template may call something with an argument of the name self.
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
@@ -150,11 +158,17 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
         return value
 
     def check_size(self, size: int) -> None:
-        """Refuse a value of so many characters or items."""
+        """Count a value of so many characters or items, and refuse the one that is too much."""
         if size > self.max_size:
             raise BudgetExceededError(
                 f"The chat template makes a value of {size} characters; {self.max_size} is the most."
             )
+        self._budget.made += size
+        if self._budget.made > _MAX_MADE * self.max_size:
+            most = _MAX_MADE * self.max_size
+            raise BudgetExceededError(f"The chat template makes more than {most} characters in all.")
+        if size > _LARGE:
+            self._check_time()
 
 
 @pass_context
@@ -168,6 +182,20 @@ def _concatenate(context: Context, parts: list[Any]) -> str:
     texts = [str(part) for part in parts]
     _sandbox(context).check_size(sum(map(len, texts)))
     return "".join(texts)
+
+
+@pass_context
+def _write(context: Context, value: Any) -> str:
+    """``{{ value }}``: counted here, since a macro or a block that is set collects what it writes unseen."""
+    text = value if type(value) is str else str(value)
+    _sandbox(context).check_size(len(text))
+    return text
+
+
+@pass_context
+def _count(context: Context, size: int) -> None:
+    """The template's own text, which every turn of a loop writes again."""
+    _sandbox(context).check_size(size)
 
 
 def _sandbox(context: Context) -> TemplateSandbox:
@@ -185,6 +213,13 @@ class _Hooks(NodeTransformer):
         if node.test is not None:
             node.test = nodes.And(_ask(_TURN, nodes.Const(None)), node.test)
         return node
+
+    def visit_Output(self, node: nodes.Output) -> list[nodes.Node]:  # noqa: N802
+        self.generic_visit(node)
+        literals = sum(len(part.data) for part in node.nodes if isinstance(part, nodes.TemplateData))
+        node.nodes = [part if isinstance(part, nodes.TemplateData) else _ask(_WRITE, part) for part in node.nodes]
+        counted = nodes.ExprStmt(_ask(_COUNT, nodes.Const(literals))).set_lineno(node.lineno)
+        return [counted, node] if literals else [node]
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)

@@ -204,6 +204,19 @@ BOMBS = {
     "big product": "{% set ns = namespace(n=9) %}{% for i in range(60) %}{% set ns.n = ns.n * ns.n %}{% endfor %}",
     "wide json": "{{ [1, [2]] | tojson(indent=10000000000) }}",
     "much output": "{% for i in range(99999) %}{{ 'x' * 1000 }}{% endfor %}",
+    "a block that is set": (
+        "{% set x %}{% for i in range(99999) %}{{ 'x' * 1000000 }}{% endfor %}{% endset %}{{ x | length }}"
+    ),
+    "the same value written often": (
+        "{% set s = 'x' * 4000000 %}{% set x %}{% for i in range(99999) %}{{ s }}{% endfor %}{% endset %}"
+    ),
+    "a macro's output": (
+        "{% macro f() %}{% for i in range(99999) %}{{ 'x' * 1000000 }}{% endfor %}{% endmacro %}{% set y = f() %}"
+    ),
+    "values kept": (
+        "{% set ns = namespace(l=[]) %}{% for i in range(9999) %}{% set ns.l = ns.l + ['x' * 4000000] %}{% endfor %}"
+    ),
+    "its own text": "{% set x %}{% for i in range(99999) %}" + "x" * 10000 + "{% endfor %}{% endset %}",
     "deep expression": "{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}",
 }
 
