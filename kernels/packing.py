@@ -1,9 +1,9 @@
 """The packed layout of a linear weight, and back. Runs at build, with torch.
 
-A weight [N, K] becomes panels of 32 output columns, [ceil(N/32), K, 32], N padded with zeros: the product reads one contiguous
-stream, and 32 outputs stay in registers while K runs. bfloat16 is storage only: a panel's line of 64 bytes interleaves its
-columns so that the 32-bit word j holds column j (low half) and column j + 16 (high half), which widen to float32 by a shift
-and by a mask, both exact.
+A weight [N, K] becomes panels of 32 output columns, [ceil(N/32), K, 32], N padded with zeros: the product reads one
+contiguous stream, and 32 outputs stay in registers while K runs. bfloat16 is storage only: a panel's line of 64 bytes
+interleaves its columns so that the 32-bit word j holds column j (low half) and column j + 16 (high half), which widen
+to float32 by a shift and by a mask, both exact.
 """
 
 import torch

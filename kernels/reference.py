@@ -24,7 +24,7 @@ def embedding(ids: torch.Tensor, weight: torch.Tensor, num_embeddings: int) -> t
     return unpack_linear(weight, num_embeddings).float()[ids]
 
 
-def paged_attention(
+def paged_attention(  # noqa: PLR0917 - the operator's own arguments, in its order
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
@@ -40,10 +40,10 @@ def paged_attention(
 ) -> torch.Tensor:
     """Write this step's keys and values into the pool, then attend causally over each sequence's cache.
 
-    q: float32 [T, H, D]; k, v: float32 [T, Hkv, D]; strided over tokens and heads. H is a multiple of Hkv: query head h reads
-        key head h // (H / Hkv).
-    kv: the pool [num_blocks, num_layers, 2, Hkv, block_size, D], float32 or bfloat16 (rounded to nearest even when written;
-        what is attended to is what was written). Changed in place.
+    q: float32 [T, H, D]; k, v: float32 [T, Hkv, D]; strided over tokens and heads. H is a multiple of Hkv: query head h
+        reads key head h // (H / Hkv).
+    kv: the pool [num_blocks, num_layers, 2, Hkv, block_size, D], float32 or bfloat16 (rounded to nearest even when
+        written; what is attended to is what was written). Changed in place.
     block_table: int32 [B, W]: block_table[b, i] holds positions i*block_size.. of sequence b.
     query_start: int32 [B + 1]: sequence b's new tokens are rows query_start[b]..query_start[b + 1] of q, k and v.
     context_len: int32 [B]: tokens of b in the cache after this step; its new tokens are the last of them.
@@ -84,12 +84,15 @@ def paged_attention(
     return out
 
 
-def filtered_probabilities(logits: torch.Tensor, temperature: float, top_k: int, top_p: float, min_p: float) -> torch.Tensor:
+def filtered_probabilities(
+    logits: torch.Tensor, temperature: float, top_k: int, top_p: float, min_p: float
+) -> torch.Tensor:
     """The distribution that one row is sampled from, float64 [V], zero for the tokens left out.
 
-    logits: float32 [V]. In vLLM's order: temperature; min_p (probabilities below min_p times the largest go); top_k (logits
-    below the k-th largest go, ties with it stay; 0 or less, or V and more: off); top_p on what is left, renormalised (a token
-    stays while the mass of those before it, larger first, equal ones by id, is below top_p; 1 and more: off).
+    logits: float32 [V]. In vLLM's order: temperature; min_p (probabilities below min_p times the largest go); top_k
+    (logits below the k-th largest go, ties with it stay; 0 or less, or V and more: off); top_p on what is left,
+    renormalised (a token stays while the mass of those before it, larger first, equal ones by id, is below top_p; 1 and
+    more: off).
     """
     scaled = logits / temperature
     weights = torch.exp((scaled - scaled.max()).double())
@@ -104,9 +107,16 @@ def filtered_probabilities(logits: torch.Tensor, temperature: float, top_k: int,
     return weights / weights.sum()
 
 
-def sample(logits: torch.Tensor, temperature: float, top_k: int, top_p: float, min_p: float, uniform: float) -> int:
-    """One token: the first id whose cumulative probability, in id order, exceeds `uniform` in [0, 1); temperature < 1e-5: argmax."""
+def sample(  # noqa: PLR0917 - one argument per parameter
+    logits: torch.Tensor, temperature: float, top_k: int, top_p: float, min_p: float, uniform: float
+) -> int:
+    """One token: the first id whose cumulative probability, in id order, exceeds `uniform` in [0, 1).
+
+    temperature < 1e-5: argmax.
+    """
     if temperature < 1e-5:
         return int(logits.argmax())
     cumulative = torch.cumsum(filtered_probabilities(logits, temperature, top_k, top_p, min_p), 0)
-    return int(torch.searchsorted(cumulative, torch.tensor(uniform * float(cumulative[-1]), dtype=torch.float64), right=True))
+    return int(
+        torch.searchsorted(cumulative, torch.tensor(uniform * float(cumulative[-1]), dtype=torch.float64), right=True)
+    )

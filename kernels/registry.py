@@ -1,6 +1,6 @@
 """The one list of operators that a compiled graph may call, and what runs each of them on each kind of device.
 
-Reading it costs no torch: `kernels/reference.py` holds the specifications, named here, and `kernels/torch_ops.py` tells torch.
+Reading it costs no torch: `kernels/reference.py` holds the specifications, named here.
 """
 
 from collections.abc import Mapping
@@ -16,9 +16,9 @@ NAMESPACE = "pllm"
 class Operator:
     """An operator of the graph.
 
-    `schema` is torch's, without the namespace; `reference` names the function of `kernels/reference.py` that says what it
-    computes; `implementations` maps a device kind to the symbol that does it there ("cpu": a function of the C interface,
-    `kernels/cpu/api.h`).
+    `schema` is torch's, without the namespace; `reference` names the function of `kernels/reference.py` that says what
+    it computes; `implementations` maps a device kind to the symbol that does it there ("cpu": a function of the C
+    interface, `kernels/cpu/api.h`).
     """
 
     name: str
@@ -38,12 +38,14 @@ def _operator(name: str, arguments: str, **implementations: str) -> tuple[str, O
 OPERATORS: Mapping[str, Operator] = MappingProxyType(
     dict(
         (
-            _operator("linear", "(Tensor x, Tensor weight, Tensor? bias, int out_features) -> Tensor", cpu="pllm_linear"),
+            _operator(
+                "linear", "(Tensor x, Tensor weight, Tensor? bias, int out_features) -> Tensor", cpu="pllm_linear"
+            ),
             _operator("embedding", "(Tensor ids, Tensor weight, int num_embeddings) -> Tensor", cpu="pllm_embedding"),
             _operator(
                 "paged_attention",
-                "(Tensor q, Tensor k, Tensor v, Tensor(a!) kv, Tensor block_table, Tensor query_start, Tensor context_len, "
-                "Tensor? sinks, int layer, float scale, int sliding_window, float softcap) -> Tensor",
+                "(Tensor q, Tensor k, Tensor v, Tensor(a!) kv, Tensor block_table, "
+                "Tensor query_start, Tensor context_len, Tensor? sinks, int layer, float scale, int sliding_window, float softcap) -> Tensor",
                 cpu="pllm_paged_attention",
             ),
         )

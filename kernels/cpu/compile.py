@@ -29,9 +29,9 @@ def build_library(
 ) -> Path:
     """Compile `sources` into the shared library `out` and return it.
 
-    The same compiler and sources give the same bytes wherever the checkout or `out` lies: no path and no time gets into the
-    library. `flags` are added to every compilation and to the link (sanitizers). `objects`: a folder in which to leave the
-    object files. The library appears at `out` whole or not at all.
+    The same compiler and sources give the same bytes wherever the checkout or `out` lies: no path and no time gets
+    into the library. `flags` are added to every compilation and to the link (sanitizers). `objects`: a folder in which
+    to leave the object files. The library appears at `out` whole or not at all.
 
     Raises:
         CompilerError: no such compiler, or it failed.
@@ -44,9 +44,10 @@ def build_library(
         folder = Path(scratch) if objects is None else objects
         folder.mkdir(parents=True, exist_ok=True)
 
+        common = (found, *COMMON_FLAGS, f"-ffile-prefix-map={_HERE}=.", *flags)
+
         def compile_one(source: Source) -> str:
-            path = folder / source.object
-            _run([found, *COMMON_FLAGS, f"-ffile-prefix-map={_HERE}=.", *source.flags, *flags, "-c", source.file, "-o", str(path)])
+            _run([*common, *source.flags, "-c", source.file, "-o", str(folder / source.object)])
             return source.object
 
         with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:

@@ -77,7 +77,9 @@ class CpuLibrary:
         except (OSError, AttributeError) as error:
             raise OperatorError(f"{path.name} is no operator library: {error}") from error
         if version != ABI_VERSION:
-            raise OperatorError(f"{path.name} has version {version}, this pllm speaks {ABI_VERSION}: run pllm build again")
+            raise OperatorError(
+                f"{path.name} has version {version}, this pllm speaks {ABI_VERSION}: run pllm build again"
+            )
         for name, arguments in _SIGNATURES.items():
             getattr(handle, name).argtypes = arguments
         handle.pllm_last_error.restype = ctypes.c_char_p
@@ -136,7 +138,7 @@ class CpuLibrary:
         )
         return out
 
-    def paged_attention(
+    def paged_attention(  # noqa: PLR0917 - the operator's own arguments, in its order
         self,
         q: NDArray[np.float32],
         k: NDArray[np.float32],
@@ -182,11 +184,15 @@ class CpuLibrary:
         """Copy whole blocks of the pool: pairs [n, 2] of (source, target), in order."""
         if not kv.flags.c_contiguous or pairs.ndim != 2 or pairs.shape[1] != 2:
             raise OperatorError(f"copy_blocks: pairs of {pairs.shape}, or a pool that is not contiguous")
-        self._call("pllm_copy_blocks", kv.ctypes.data, len(kv), kv.nbytes // len(kv), _data(pairs, np.int64), len(pairs))
+        self._call(
+            "pllm_copy_blocks", kv.ctypes.data, len(kv), kv.nbytes // len(kv), _data(pairs, np.int64), len(pairs)
+        )
 
     def argmax(self, logits: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.bool_]]:
-        """Per row of [R, V]: the first index of the maximum, the maximum, and whether the row was usable (no NaN, no +inf,
-        not all -inf)."""
+        """Per row of [R, V]: the first index of the maximum, the maximum, and whether the row was usable.
+
+        Usable: no NaN, no +inf, not all -inf.
+        """
         rows, vocab = logits.shape
         ids, maxima, status = np.empty(rows, np.int64), np.empty(rows, np.float32), np.empty(rows, np.int32)
         self._call(
@@ -203,7 +209,7 @@ class CpuLibrary:
         self._call("pllm_logsumexp", _rows(logits, np.float32), rows, vocab, _stride(logits), out.ctypes.data)
         return out
 
-    def sample_rows(
+    def sample_rows(  # noqa: PLR0917 - one array per parameter
         self,
         logits: NDArray[np.float32],
         temperature: NDArray[np.float32],
@@ -214,9 +220,17 @@ class CpuLibrary:
     ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """One token per row of [R, V] (`kernels/reference.py: sample`), and whether the row was usable."""
         rows, vocab = logits.shape
-        parameters = ((temperature, np.float32), (top_k, np.int32), (top_p, np.float32), (min_p, np.float32), (uniform, np.float64))
+        parameters = (
+            (temperature, np.float32),
+            (top_k, np.int32),
+            (top_p, np.float32),
+            (min_p, np.float32),
+            (uniform, np.float64),
+        )
         if any(values.shape != (rows,) for values, _ in parameters):
-            raise OperatorError(f"{rows} rows of logits, but parameters of {[values.shape for values, _ in parameters]}")
+            raise OperatorError(
+                f"{rows} rows of logits, but parameters of {[values.shape for values, _ in parameters]}"
+            )
         ids, status = np.empty(rows, np.int64), np.empty(rows, np.int32)
         self._call(
             "pllm_sample_rows",
@@ -229,13 +243,17 @@ class CpuLibrary:
 
 def _data(array: NDArray[Any], dtype: Any) -> int:
     if array.dtype != dtype or not array.flags.c_contiguous:
-        raise OperatorError(f"an array must be contiguous {np.dtype(dtype)}, not {array.dtype} with strides {array.strides}")
+        raise OperatorError(
+            f"an array must be contiguous {np.dtype(dtype)}, not {array.dtype} with strides {array.strides}"
+        )
     return int(array.ctypes.data)
 
 
 def _rows(array: NDArray[Any], dtype: Any) -> int:
     if array.dtype != dtype or array.ndim != 2 or (array.shape[1] > 1 and array.strides[1] != array.itemsize):
-        raise OperatorError(f"a matrix must be {np.dtype(dtype)} with contiguous rows, not {array.dtype} {array.strides}")
+        raise OperatorError(
+            f"a matrix must be {np.dtype(dtype)} with contiguous rows, not {array.dtype} {array.strides}"
+        )
     return int(array.ctypes.data)
 
 
@@ -256,4 +274,6 @@ def _elements(array: NDArray[Any]) -> Any:
 def _check_packed(weight: NDArray[Any], out_features: int, in_features: int) -> None:
     expected = (-(-out_features // _PANEL), in_features, _PANEL)
     if weight.shape != expected or weight.dtype not in _DTYPES or not weight.flags.c_contiguous:
-        raise OperatorError(f"a packed weight must be {expected}, contiguous, float32 or uint16, not {weight.shape} {weight.dtype}")
+        raise OperatorError(
+            f"a packed weight must be {expected}, contiguous, float32 or uint16, not {weight.shape} {weight.dtype}"
+        )

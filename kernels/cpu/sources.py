@@ -7,7 +7,7 @@ __all__ = ["COMMON_FLAGS", "LINK_FLAGS", "SOURCES", "Source"]
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One translation unit: a file beside this one, the object it makes, and the flags it needs beyond `COMMON_FLAGS`."""
+    """One translation unit: a file beside this one, the object it makes, and what it needs beyond `COMMON_FLAGS`."""
 
     file: str
     object: str

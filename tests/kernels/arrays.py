@@ -1,4 +1,4 @@
-"""torch tensors as the numpy arrays that the operator library takes (bfloat16 as uint16), and random steps of attention."""
+"""torch tensors as the arrays that the operator library takes (bfloat16 as uint16); random steps of attention."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -61,7 +61,9 @@ class Step:
             at += count
             for position in range(context - new):
                 block = int(table[b, position // block_size])
-                kv[block, :, :, :, position % block_size] = torch.randn((3, 2, kv_heads, head_dim), generator=g).to(dtype)
+                kv[block, :, :, :, position % block_size] = torch.randn((3, 2, kv_heads, head_dim), generator=g).to(
+                    dtype
+                )
         if strided:  # as they come out of a merged projection
             merged = torch.randn((tokens, (heads + 2 * kv_heads) * head_dim), generator=g)
             parts = merged.split([heads * head_dim, kv_heads * head_dim, kv_heads * head_dim], dim=1)
@@ -88,8 +90,8 @@ class Step:
         out = np.full(tuple(self.q.shape), np.nan, np.float32)
         library.paged_attention(
             view(self.q), view(self.k), view(self.v), view(kv), view(self.block_table), view(self.query_start),
-            view(self.context_len), None if self.sinks is None else view(self.sinks), layer=self.layer, scale=self.scale,
-            sliding_window=self.sliding_window, softcap=self.softcap, out=out,
+            view(self.context_len), None if self.sinks is None else view(self.sinks), layer=self.layer,
+            scale=self.scale, sliding_window=self.sliding_window, softcap=self.softcap, out=out,
         )  # fmt: skip
         return torch.from_numpy(out), kv
 

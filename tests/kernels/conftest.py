@@ -21,7 +21,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def open_as(built: Path) -> Callable[[str], CpuLibrary]:
-    """Opens the library with an instruction set forced. The choice is made once per loaded file, so each has its own copy."""
+    """Opens the library with an instruction set forced: the choice is made once per loaded file, so each has a copy."""
     opened: dict[str, CpuLibrary] = {}
 
     def open_library(isa: str) -> CpuLibrary:

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from .arrays import Step, view
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pllm.kernels.cpu.library import CpuLibrary, OperatorError
+
+from .arrays import Step, view
 
 
 def check(library: CpuLibrary, step: Step) -> None:
@@ -115,7 +116,8 @@ def test_how_a_prompt_is_chunked_changes_only_the_rounding(library: CpuLibrary, 
             done += chunk
             part = replace(
                 step, q=step.q[rows], k=step.k[rows], v=step.v[rows], kv=kv,
-                query_start=torch.tensor([0, chunk], dtype=torch.int32), context_len=torch.tensor([done], dtype=torch.int32),
+                query_start=torch.tensor([0, chunk], dtype=torch.int32),
+                context_len=torch.tensor([done], dtype=torch.int32),
             )  # fmt: skip
             out, kv = part.run(library)
             parts.append(out)
@@ -173,7 +175,9 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(library: CpuLib
         return torch.tensor(values, dtype=torch.int32)
 
     for bad in (-1, len(step.kv), 2**31 - 1):
-        _refused(library, replace(step, block_table=table(0, 0, bad)), f"sequence 0, block 0: id {bad} is outside the pool")
+        _refused(
+            library, replace(step, block_table=table(0, 0, bad)), f"sequence 0, block 0: id {bad} is outside the pool"
+        )
         _refused(library, replace(step, block_table=table(1, 1, bad)), "sequence 1, block 1")
     _refused(library, replace(step, context_len=integers(40, 200)), "block table is 4 wide")
     _refused(library, replace(step, context_len=integers(1, 20)), "a context of 1")

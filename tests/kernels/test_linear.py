@@ -5,11 +5,12 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from .arrays import view
 
 from pllm.kernels import reference
 from pllm.kernels.cpu.library import CpuLibrary, OperatorError
 from pllm.kernels.packing import pack_linear, packed_shape, unpack_linear
+
+from .arrays import view
 
 DTYPES = (torch.float32, torch.bfloat16)
 
@@ -71,7 +72,9 @@ def test_a_row_is_the_same_bits_alone_in_a_batch_and_on_every_isa(
             whole = library.linear(view(x), view(weight), view(bias), 130)
             results.append(whole)
             for m in (1, 2, 5, 8, 12, 13, 16, 24, 25, 100):
-                assert np.array_equal(library.linear(view(x[7 : 7 + m]), view(weight), view(bias), 130), whole[7 : 7 + m])
+                assert np.array_equal(
+                    library.linear(view(x[7 : 7 + m]), view(weight), view(bias), 130), whole[7 : 7 + m]
+                )
     assert all(np.array_equal(result, results[0]) for result in results)
 
 

@@ -22,7 +22,12 @@ def sample(
 ) -> NDArray[np.int64]:
     n = len(logits)
     ids, usable = library.sample_rows(
-        logits, np.full(n, t, np.float32), np.full(n, k, np.int32), np.full(n, p, np.float32), np.full(n, m, np.float32), uniform
+        logits,
+        np.full(n, t, np.float32),
+        np.full(n, k, np.int32),
+        np.full(n, p, np.float32),
+        np.full(n, m, np.float32),
+        uniform,
     )
     assert usable.all()
     return ids
@@ -102,7 +107,11 @@ def test_a_draw_is_the_specification(
     for u, mine, theirs in zip(uniform, got, expected, strict=True):
         if mine != theirs:
             low, high = sorted((mine, theirs))
-            assert probabilities[low : high + 1].sum() < 1e-5 or abs(cumulative[low] - u) < 2e-6 or _on_an_edge(row, t, k, p, m)
+            assert (
+                probabilities[low : high + 1].sum() < 1e-5
+                or abs(cumulative[low] - u) < 2e-6
+                or _on_an_edge(row, t, k, p, m)
+            )
 
 
 def _on_an_edge(row: torch.Tensor, t: float, k: int, p: float, m: float) -> bool:
@@ -114,7 +123,8 @@ def _on_an_edge(row: torch.Tensor, t: float, k: int, p: float, m: float) -> bool
 
 
 @pytest.mark.parametrize(
-    ("t", "k", "p", "m"), [(1.0, 0, 1.0, 0.0), (0.8, 20, 1.0, 0.0), (1.0, 0, 0.9, 0.0), (0.6, 20, 0.95, 0.05), (1.5, 0, 1.0, 0.1)]
+    ("t", "k", "p", "m"),
+    [(1.0, 0, 1.0, 0.0), (0.8, 20, 1.0, 0.0), (1.0, 0, 0.9, 0.0), (0.6, 20, 0.95, 0.05), (1.5, 0, 1.0, 0.1)],
 )
 def test_draws_follow_the_distribution(library: CpuLibrary, t: float, k: int, p: float, m: float) -> None:
     logits = rows(5, 1, 3000, 2.0)

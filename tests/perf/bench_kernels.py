@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +23,23 @@ from pllm.kernels.cpu.library import CpuLibrary
 
 SHAPES = {"qkv": (4096, 1024), "o": (1024, 2048), "gate+up": (6144, 1024), "down": (1024, 3072), "head": (151936, 1024)}
 ROWS = (1, 2, 4, 8, 12, 16, 32, 128, 256, 512)
+STEPS = (
+    (1, 1, 160),
+    (8, 1, 160),
+    (16, 1, 200),
+    (1, 1, 4096),
+    (8, 1, 2048),
+    (1, 128, 128),
+    (1, 512, 512),
+    (1, 128, 2048),
+)
+FILTERS = {  # top_k, top_p, min_p
+    "temperature": (0, 1.0, 0.0),
+    "top_k 20": (20, 1.0, 0.0),
+    "top_k 20, top_p .95": (20, 0.95, 0.0),
+    "top_p .95": (0, 0.95, 0.0),
+    "min_p .05": (0, 1.0, 0.05),
+}
 console = Console()
 
 
@@ -40,11 +58,13 @@ def best(call: Callable[[int], object], seconds: float = 0.25, least: int = 3) -
 def linear(library: CpuLibrary, rows: tuple[int, ...]) -> None:
     """Each call takes the next of several copies of the weight, so that none is found in a cache."""
     g = np.random.default_rng(0)
-    table = Table(title=f"linear, {library.num_threads} threads, {library.isa}: GB/s of weights | Gflop/s | x torch float32")
+    table = Table(
+        title=f"linear, {library.num_threads} threads, {library.isa}: GB/s of weights | Gflop/s | x torch float32"
+    )
     for column in ("", "storage", *(f"M={m}" for m in rows)):
         table.add_column(column, justify="right")
     for name, (n, k) in SHAPES.items():
-        for dtype, size in ((np.float32, 4), (np.uint16, 2)):
+        for size in (4, 2):
             panels = -(-n // 32)
             copies = max(1, min(12, (160 << 20) // (n * k * size)))
             # Small exponents: neither denormals nor infinities as bfloat16.
@@ -77,7 +97,7 @@ def attention(library: CpuLibrary) -> None:
     for column in ("new tokens x context", "microseconds", "GB/s of cache", "Gflop/s"):
         table.add_column(column, justify="right")
     heads, kv_heads, dim, block = 16, 8, 128, 16
-    for batch, new, context in ((1, 1, 160), (8, 1, 160), (16, 1, 200), (1, 1, 4096), (8, 1, 2048), (1, 128, 128), (1, 512, 512), (1, 128, 2048)):
+    for batch, new, context in STEPS:
         per = -(-context // block)
         layers = 4
         kv = (g.integers(0, 0x80, (batch * per, layers, 2, kv_heads, block, dim)) + 0x3F00).astype(np.uint16)
@@ -86,8 +106,12 @@ def attention(library: CpuLibrary) -> None:
         k = g.standard_normal((batch * new, kv_heads, dim), np.float32)
         start = np.arange(batch + 1, dtype=np.int32) * new
         lengths = np.full(batch, context, np.int32)
-        out = np.empty_like(q)
-        t = best(lambda i: library.paged_attention(q, k, k, kv, blocks, start, lengths, layer=i % layers, scale=0.09, out=out))  # noqa: B023
+
+        def step(i: int, *arguments: NDArray[Any], layers: int = layers) -> object:
+            return library.paged_attention(*arguments, layer=i % layers, scale=0.09)
+
+        arguments = (q, k, k, kv, blocks, start, lengths)
+        t = best(lambda i: step(i, *arguments))  # noqa: B023
         pairs = batch * (new * (context - new) + new * (new + 1) / 2)
         table.add_row(
             f"{batch} x {new} x {context}", f"{t * 1e6:.0f}", f"{batch * context * kv_heads * dim * 4 / t / 1e9:.1f}",
@@ -97,21 +121,27 @@ def attention(library: CpuLibrary) -> None:
 
 
 def sampling(library: CpuLibrary) -> None:
-    g = np.random.default_rng(0)
-    table = Table(title=f"sampling from 151,936 logits, microseconds a row, {library.num_threads} threads, {library.isa}")
+    """Rows of Qwen3's vocabulary, Gaussian logits: a wider nucleus than a trained model's."""
+    table = Table(
+        title=f"sampling from 151,936 logits, microseconds a row, {library.num_threads} threads, {library.isa}"
+    )
     for column in ("", "1 row", "8 rows"):
         table.add_column(column, justify="right")
-    logits = g.normal(0, 2, (8, 151936)).astype(np.float32)
-    cases = {"temperature": (0, 1.0, 0.0), "top_k 20": (20, 1.0, 0.0), "top_k 20, top_p .95": (20, 0.95, 0.0), "top_p .95": (0, 0.95, 0.0), "min_p .05": (0, 1.0, 0.05)}
-    times = {"argmax": [best(lambda i: library.argmax(logits[:r])) / r for r in (1, 8)]}  # noqa: B023
-    times["logsumexp"] = [best(lambda i: library.logsumexp(logits[:r])) / r for r in (1, 8)]  # noqa: B023
-    for name, (k, p, m) in cases.items():
-        times[name] = []
-        for r in (1, 8):
-            arguments = (np.full(r, 0.8, np.float32), np.full(r, k, np.int32), np.full(r, p, np.float32), np.full(r, m, np.float32), np.full(r, 0.5))
-            times[name].append(best(lambda i: library.sample_rows(logits[:r], *arguments)) / r)  # noqa: B023
-    for name, (one, eight) in times.items():
-        table.add_row(name, f"{one * 1e6:.0f}", f"{eight * 1e6:.0f}")
+    logits = np.random.default_rng(0).normal(0, 2, (8, 151936)).astype(np.float32)
+    calls: dict[str, Callable[[int], object]] = {
+        "argmax": lambda r: library.argmax(logits[:r]),
+        "logsumexp": lambda r: library.logsumexp(logits[:r]),
+    }
+    for name, (k, p, m) in FILTERS.items():
+        t, ks, u = np.full(8, 0.8, np.float32), np.full(8, k, np.int32), np.full(8, 0.5)
+        ps, ms = np.full(8, p, np.float32), np.full(8, m, np.float32)
+
+        def draw(r: int, k: NDArray[np.int32] = ks, p: NDArray[np.float32] = ps, m: NDArray[np.float32] = ms) -> object:
+            return library.sample_rows(logits[:r], t[:r], k[:r], p[:r], m[:r], u[:r])  # noqa: B023
+
+        calls[name] = draw
+    for name, call in calls.items():
+        table.add_row(name, *(f"{best(lambda _: call(r)) / r * 1e6:.0f}" for r in (1, 8)))  # noqa: B023
     console.print(table)
 
 
