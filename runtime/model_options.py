@@ -122,9 +122,9 @@ _DECIDED_BY_BUILD = frozenset({"dtype", "quantization", "revision", "max_num_bat
 def open_model(options: ModelOptions) -> "tuple[EngineCore, Intake]":
     """The engine and the way into it. The tokenizer is read beside the weights: it takes a core's time, but not
     Python's."""
-    from pllm.runtime.engine_core import EngineCore  # noqa: PLC0415  (native libraries: only where a model is opened)
-
     artifact = options.artifact()
+    from pllm.runtime.engine_core import EngineCore  # noqa: PLC0415  (native libraries: only where there is a model)
+
     texts = artifact / "tokenizer" if options.tokenizer is None else Path(options.tokenizer).expanduser()
     with ThreadPoolExecutor(1) as beside:
         reading = beside.submit(Tokenizer.open, texts)

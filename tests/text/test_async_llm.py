@@ -1,6 +1,7 @@
 """The asyncio form: requests come at any time, run together, and can be left, aborted or lost."""
 
 import asyncio
+import time
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -45,6 +46,30 @@ def test_a_stop_string_ends_it_in_the_engine_too(llm: AsyncLLM) -> None:
     last = asyncio.run(outputs_of(llm, "The quick brown fox", max_tokens=100, stop="brown"))[-1]
     assert (last.outputs[0].text, last.outputs[0].finish_reason) == ("The quick ", "stop")
     assert_idle(llm)
+
+
+def test_a_stop_string_ends_one_of_two_answers(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens_of: dict[int, int] = {}
+
+    def one_stops(prompt, output, seed: int) -> int:
+        tokens_of[seed] = len(output) + 1
+        time.sleep(0.001)  # a step takes time, so that the abort arrives before all is done
+        return prompt[1] if seed == min(tokens_of) and len(output) > 2 else prompt[0]
+
+    monkeypatch.setattr(FakeCore, "next_token", staticmethod(one_stops))
+    llm = AsyncLLM(str(artifact))
+    prompt = {"prompt_token_ids": [llm.intake.tokenizer.token_to_id(letter) for letter in "ab"]}
+
+    async def run() -> RequestOutput:
+        async for output in llm.generate(prompt, SamplingParams(n=2, max_tokens=120, stop="b", temperature=1.0)):
+            last = output
+        return last
+
+    answers = sorted(asyncio.run(run()).outputs, key=lambda answer: len(answer.token_ids))
+    llm.shutdown()
+    assert [answer.finish_reason for answer in answers] == ["stop", "length"]
+    assert (answers[0].text, len(answers[1].token_ids)) == ("aaa", 120)
+    assert min(tokens_of.values()) < 120, "the engine did not go on with the answer that had ended"
 
 
 def test_leaving_the_loop_ends_the_request(llm: AsyncLLM) -> None:

@@ -129,6 +129,7 @@ def test_two_that_want_the_same_build_it_once(builds: Builds, checkpoint: Path) 
     def another_comes() -> None:
         others.append(threading.Thread(target=artifact_of, args=(checkpoint,)))
         others[0].start()
+        others[0].join(timeout=0.3)  # time enough for a second build to begin, if it may
 
     builds.before_it_ends = another_comes
     artifact_of(checkpoint)

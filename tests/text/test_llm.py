@@ -87,6 +87,15 @@ def test_everything_is_checked_before_anything_runs(llm: LLM) -> None:
     assert llm.get_metrics().num_waiting == 0
 
 
+def test_a_mistake_in_the_last_of_many_stops_the_first(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the queue is too short for all of them at once."""
+    monkeypatch.setattr(FakeCore, "config", {"max_waiting": 0})
+    llm = LLM(str(artifact))
+    with pytest.raises(RequestError, match="n = 5"):
+        llm.generate(["fine"] * 9, [*[SamplingParams()] * 8, SamplingParams(n=5)], use_tqdm=False)
+    assert FakeCore.last.runner.num_steps == 0
+
+
 def test_answers_are_limited_to_the_context(llm: LLM) -> None:
     (output,) = llm.generate({"prompt_token_ids": [65] * 120}, SamplingParams(max_tokens=None), use_tqdm=False)
     assert len(output.outputs[0].token_ids) == 8
