@@ -1,8 +1,8 @@
 """The command line: ``pllm COMMAND ...``.
 
 Each command is a module with ``add_arguments(parser)`` and ``main(arguments) -> exit code``, imported when it is
-called: ``pllm run`` should not wait for what ``pllm build`` needs. An error that pllm raises on purpose is one line on standard
-error and an exit code (pllm.runtime.errors draws them); a traceback is a bug of ours.
+called: ``pllm run`` should not wait for what ``pllm build`` needs. An error that pllm raises on purpose is one line on
+standard error and an exit code (pllm.runtime.errors draws them); a traceback is a bug of ours.
 """
 
 import argparse

@@ -220,6 +220,8 @@ def _layout(specs: Sequence[TensorSpec], metadata: Mapping[str, str] | None) -> 
     """The padded header, length prefix included, and the place of each tensor."""
     if len({spec.name for spec in specs}) != len(specs):
         raise ValueError("two tensors of one name")
+    if any(spec.name.startswith(("__metadata__", PADDING_PREFIX)) for spec in specs):
+        raise ValueError("a tensor whose name means something else to the format")
     table: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
     begins: list[int] = []
     position = 0
