@@ -60,11 +60,14 @@ class Tokenizer:
                 f"{path} is no tokenizer that tokenizers {tokenizers.__version__} reads: {error}"
             ) from None
         config = read_json(directory / "tokenizer_config.json")
-        if (
-            "added_tokens_decoder" not in config
-        ):  # checkpoints of before 2023 keep the special tokens in a file of their own
+        if "added_tokens_decoder" not in config:
+            # Checkpoints of before 2023 keep the special tokens in a file of their own.
             config |= read_json(directory / "special_tokens_map.json")
-        return cls(backend, config, _template_sources(directory, config))
+        try:
+            return cls(backend, config, _template_sources(directory, config))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            cause = f"{directory / 'tokenizer_config.json'} is not what transformers writes: {error!r}"
+            raise ArtifactError(cause) from error
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """The ids of ``text``. Raises RequestError for text that is no Unicode (a lone surrogate)."""
@@ -195,7 +198,7 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_bytes())
     except FileNotFoundError:
         return {}
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(value, dict):
         raise ArtifactError(f"{path} must hold a JSON object.")

@@ -181,6 +181,21 @@ def test_missing_and_broken_files_are_named(tmp_path: Path) -> None:
         Tokenizer.open(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"added_tokens_decoder": [1]},
+        {"added_tokens_decoder": {"x": {"content": "a"}}},
+        {"chat_template": 3},
+        {"chat_template": [{"name": "default"}]},
+        {"extra_special_tokens": [3]},
+    ],
+)
+def test_a_config_of_the_wrong_shape_is_named(config: dict[str, object], tokenizer_directory) -> None:
+    with pytest.raises(ArtifactError, match=r"tokenizer_config\.json is not what transformers writes"):
+        Tokenizer.open(tokenizer_directory(byte_level(), config))
+
+
 def test_what_skip_special_tokens_drops() -> None:
     backend = word_piece(cleanup=False)
     backend.add_tokens([AddedToken("<kept>", special=False)])
