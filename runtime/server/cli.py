@@ -85,6 +85,8 @@ def main(args: argparse.Namespace) -> int:
         from pllm.runtime.server.launch import EngineProcess
 
         artifact = _artifact(args.model)
+        if isinstance(artifact, int):
+            return artifact
         if not _listen(listener):
             return 2
         options = {
@@ -147,14 +149,22 @@ def _serve(args: argparse.Namespace, listener: socket.socket, engine: "EnginePro
         return error.exit_code
 
 
-def _artifact(model: str) -> Path:
-    """The artifact's directory; what is not one yet is built, in a process of its own, with its progress shown."""
+def _artifact(model: str) -> Path | int:
+    """The artifact's directory; what is not one yet is built, in a process of its own, with its progress shown.
+
+    The exit code, said why, if that cannot be.
+    """
     path = Path(model)
     if (path / "manifest.json").is_file():
         return path
+    from pllm.runtime.errors import PllmError
     from pllm.runtime.model_options import ModelOptions
 
-    return ModelOptions(model=model).artifact()
+    try:
+        return ModelOptions(model=model).artifact()
+    except PllmError as error:
+        print(f"pllm run: {error}", file=sys.stderr)
+        return error.exit_code
 
 
 def _bind(host: str, port: int) -> socket.socket | None:

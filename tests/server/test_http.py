@@ -407,11 +407,11 @@ class TestMetrics:
         "iteration_tokens_total_bucket",
     )
 
-    def test_names_under_both_prefixes(self, start: StartServer) -> None:
-        for prefix in ("pllm", "vllm"):
-            with start("--metrics-prefix", prefix).wait_ready().client() as client:
-                complete(client)
-                answer = client.get("/metrics")
+    def test_names_under_both_prefixes(self, client: httpx.Client, start: StartServer) -> None:
+        for prefix, of_prefix in (("pllm", client), ("vllm", start("--metrics-prefix", "vllm").wait_ready().client())):
+            with of_prefix:
+                complete(of_prefix)
+                answer = of_prefix.get("/metrics")
                 assert answer.headers["content-type"].startswith("text/plain")
                 for name in self.NAMES:
                     assert f"\n{prefix}:{name}{{" in answer.text, name
