@@ -45,7 +45,8 @@ OPERATORS: Mapping[str, Operator] = MappingProxyType(
             _operator(
                 "paged_attention",
                 "(Tensor q, Tensor k, Tensor v, Tensor(a!) kv, Tensor block_table, "
-                "Tensor query_start, Tensor context_len, Tensor? sinks, int layer, float scale, int sliding_window, float softcap) -> Tensor",
+                "Tensor query_start, Tensor context_len, Tensor? sinks, "
+                "int layer, float scale, int sliding_window, float softcap) -> Tensor",
                 cpu="pllm_paged_attention",
             ),
         )

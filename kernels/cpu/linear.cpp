@@ -156,15 +156,22 @@ void run(const Problem& p, int64_t panel0, int64_t panel1, int64_t tile0, int64_
     blocked<T>(p, panel0, panel1, tile0, tile1, wide);
 }
 
-// Rows of x side by side, so that the product reads one stream: [K][rows] per tile.
+// Rows of x side by side, so that the product reads one stream: [K][rows] per tile. kLanes columns at a time are transposed;
+// a tile has at most kLanes rows, and what is stored beyond them is overwritten by the next column.
 void pack_input(const float* x, int64_t x_stride, int64_t m, int64_t k, int64_t tiles, int64_t k0, int64_t k1, float* to) {
   for (int64_t t = 0; t < tiles; t++) {
     const int64_t row = split(m, t, tiles), rows = split(m, t + 1, tiles) - row;
-    for (int64_t r = 0; r < rows; r++) {
-      const float* from = x + (row + r) * x_stride;
-      float* column = to + row * k + r;
-      for (int64_t i = k0; i < k1; i++) column[i * rows] = from[i];
+    const float* from = x + row * x_stride;
+    float* column = to + row * k;
+    int64_t i = k0;
+    for (; i + 2 * kLanes <= k1; i += kLanes) {
+      vf block[kLanes];
+      PLLM_UNROLL for (int64_t r = 0; r < kLanes; r++) block[r] = r < rows ? load(from + r * x_stride + i) : zero();
+      transpose(block);
+      PLLM_UNROLL for (int j = 0; j < kLanes; j++) store(column + (i + j) * rows, block[j]);
     }
+    for (; i < k1; i++)
+      for (int64_t r = 0; r < rows; r++) column[i * rows + r] = from[r * x_stride + i];
   }
 }
 

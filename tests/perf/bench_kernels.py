@@ -107,8 +107,10 @@ def attention(library: CpuLibrary) -> None:
         start = np.arange(batch + 1, dtype=np.int32) * new
         lengths = np.full(batch, context, np.int32)
 
-        def step(i: int, *arguments: NDArray[Any], layers: int = layers) -> object:
-            return library.paged_attention(*arguments, layer=i % layers, scale=0.09)
+        out = np.empty_like(q)
+
+        def step(i: int, *arguments: NDArray[Any], layers: int = layers, out: NDArray[np.float32] = out) -> object:
+            return library.paged_attention(*arguments, layer=i % layers, scale=0.09, out=out)
 
         arguments = (q, k, k, kv, blocks, start, lengths)
         t = best(lambda i: step(i, *arguments))  # noqa: B023
