@@ -29,14 +29,15 @@ def _lines(table: Mapping[str, Any], path: tuple[str, ...]) -> list[str]:
 
 def _key(key: str) -> str:
     bare = key.isascii() and key.replace("-", "").replace("_", "").isalnum()
-    return key if bare else json.dumps(key)
+    return key if bare else _string(key)
 
 
 def _value(value: Any) -> str:
-    if isinstance(value, (bool, int, float, str)):
-        # JSON's strings are TOML's basic strings, but for DEL; its inf and nan are spelled otherwise.
-        text = json.dumps(value, ensure_ascii=True).replace("\x7f", "\\u007f")
-        return {"Infinity": "inf", "-Infinity": "-inf", "NaN": "nan"}.get(text, _astral(value) or text)
+    if isinstance(value, str):
+        return _string(value)
+    if isinstance(value, (bool, int, float)):
+        text = json.dumps(value)
+        return {"Infinity": "inf", "-Infinity": "-inf", "NaN": "nan"}.get(text, text)
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(_value(item) for item in value)}]"
     if isinstance(value, Mapping):
@@ -44,8 +45,6 @@ def _value(value: Any) -> str:
     raise TypeError(f"TOML has no {type(value).__name__}")
 
 
-def _astral(value: object) -> str | None:
-    """JSON writes characters beyond U+FFFF as surrogate pairs, which TOML refuses: those strings are left unescaped."""
-    if isinstance(value, str) and any(ord(letter) > 0xFFFF for letter in value):
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    return None
+def _string(text: str) -> str:
+    """JSON's strings are TOML's basic strings, but for DEL and for surrogate pairs: so those are not escaped."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
