@@ -100,7 +100,6 @@ class Scheduler:
 
         # Who runs, first come first served. A decoding sequence always gets its token: the budget has set it aside.
         # Where blocks run out the last in order, not yet in this step, gives up its own: perhaps the very one in turn.
-        num_preemptions = self._num_preemptions
         turn = 0
         while turn < len(self._running):
             seq = self._running[turn]
@@ -109,9 +108,8 @@ class Scheduler:
                 rows.append(self._launch(seq, num, copies))
             turn += 1
 
-        # Who waits, in the same order. One that does not fit holds up those behind it, or it might wait for ever. And
-        # where there was no room for those who run, nobody new takes blocks only to lose them again.
-        while self._waiting and self._num_preemptions == num_preemptions:
+        # Who waits, in the same order. One that does not fit holds up those behind it, or it might wait for ever.
+        while self._waiting:
             seq = self._waiting[0]
             num = self._admit(seq, budget)
             if not num:
@@ -169,14 +167,14 @@ class Scheduler:
         self._pool.fork(table)
         seq.block_table = table
         seq.num_computed_tokens = len(table) * self._pool.block_size
-        # It is not enough that the first chunk fits: two long prompts could take turns at preempting each other.
-        wanted = sum(self._pool.missing(each.block_table, len(each.token_ids)) for each in (*self._running, seq))
-        num = budget.take(seq) if wanted <= self._pool.num_available else 0
+        # It is not enough that the first chunk fits: a prompt that stops half-way would be preempted and start again.
+        # (At most one prompt is ever half-way, the last that took from the budget: no sum over others is needed.)
+        fits = self._pool.missing(table, len(seq.token_ids)) <= self._pool.num_available
+        num = budget.take(seq) if fits else 0
         if not num:
             self._pool.free(table)
             seq.forget_computed()
             return 0
-        seq.num_committed_blocks = len(table)
         if seq.num_cached_tokens is None:  # admitted for the first time: later it would find its own
             seq.num_cached_tokens = seq.num_computed_tokens
             self._prefix_cache_queries += seq.num_prompt_tokens

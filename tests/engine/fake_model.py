@@ -1,7 +1,7 @@
 """A model without weights whose next token depends on its whole context, read back through the block table.
 
-Its KV memory holds, per slot, the token and position written there. A wrong table, a missed copy, a block shared or reused
-too early gives other context, hence other logits, hence other tokens.
+Its KV memory holds, per slot, the token and position written there. A wrong table, a missed copy, a block shared or
+reused too early gives other context, hence other logits, hence other tokens.
 """
 
 import hashlib
@@ -61,7 +61,9 @@ class FakeRunner:
                 positions = range(row.start, row.start + len(row.prompt_targets))
                 rows = [logits_of(context[: position + 1]) for position in positions]
                 prompt[row.seq_id] = (
-                    self.sampler.prompt_logprobs(np.stack(rows), row.prompt_targets, row.prompt_logprobs) if rows else ()
+                    self.sampler.prompt_logprobs(np.stack(rows), row.prompt_targets, row.prompt_logprobs)
+                    if rows
+                    else ()
                 )
         tokens = self.sampler.sample(np.stack(logits), samples) if logits else []
         return StepResult(tuple(tokens), prompt)
@@ -128,7 +130,12 @@ class Run:
         for _ in range(limit):
             if not self.engine.has_unfinished:
                 stats = self.engine.stats()
-                assert (stats.kv_blocks_used, stats.kv_tokens_held, stats.num_running, stats.num_waiting) == (0, 0, 0, 0)
+                assert (stats.kv_blocks_used, stats.kv_tokens_held, stats.num_running, stats.num_waiting) == (
+                    0,
+                    0,
+                    0,
+                    0,
+                )
                 return self
             self.step()
             assert self.runner.steps, "unfinished requests, but nothing to do"
@@ -156,7 +163,9 @@ class Run:
                 filled[block] = min(self.config.block_size, seq.num_computed_tokens - place * self.config.block_size)
         assert stats.kv_tokens_held == sum(filled.values())
         assert stats.kv_blocks_used == len(filled)
-        holders = [sum(table.count(block) for table in tables) for block in range(pool.num_blocks if len(tables) < 9 else 0)]
+        holders = [
+            sum(table.count(block) for table in tables) for block in range(pool.num_blocks if len(tables) < 9 else 0)
+        ]
         assert not holders or holders == pool._holders
         assert not any(seq.block_table for seq in self.scheduler._waiting)
 

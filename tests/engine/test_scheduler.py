@@ -37,7 +37,9 @@ def test_end_of_sequence_and_stop_tokens() -> None:
     free = alone([1, 2, 3], GREEDY)[0]
     stopper = free[5]
     run = Run()
-    run.add("stop token", [1, 2, 3], SamplingParams(temperature=0, ignore_eos=True, max_tokens=24, stop_token_ids=[stopper]))
+    run.add(
+        "stop token", [1, 2, 3], SamplingParams(temperature=0, ignore_eos=True, max_tokens=24, stop_token_ids=[stopper])
+    )
     run.add("eos", [1, 2, 3], SamplingParams(temperature=0, max_tokens=24, logit_bias={EOS: 100}))
     run.add("ignored", [1, 2, 3], SamplingParams(temperature=0, max_tokens=4, ignore_eos=True, logit_bias={EOS: 100}))
     run.finish()
@@ -155,6 +157,17 @@ def test_two_long_prompts_do_not_take_turns_at_preempting_each_other() -> None:
     assert run.runner.num_tokens == 31 + 24 + 24
 
 
+def test_what_a_preempted_sequence_finds_of_its_own_counts_as_computed() -> None:
+    run = Run(max_model_len=32, num_blocks=9, max_num_seqs=3)
+    for index in range(3):
+        run.add(str(index), [index, 2, 3, 4, 5], LONG)
+    run.finish()
+    stats = run.engine.stats()
+    assert stats.num_preemptions
+    assert (stats.prefix_cache_queries, stats.prefix_cache_hits) == (15, 0)
+    assert {delta.num_cached_tokens for delta in run.deltas} == {0}
+
+
 # --- admission
 
 
@@ -265,6 +278,16 @@ def test_parallel_samples_survive_preemption() -> None:
     for index in range(3):
         answers = [run.tokens(str(index), each) for each in range(3)]
         assert answers == alone(range(index, index + 6), sampled(index, n=3))
+
+
+def test_what_each_sample_said_is_found_again() -> None:
+    run = Run()
+    run.add("a", range(10), sampled(3, n=3))
+    run.finish()
+    for index in range(3):
+        run.add(f"after {index}", [*range(10), *run.tokens("a", index)], sampled(3, max_tokens=1))
+        run.finish()
+        assert run.deltas[-1].num_cached_tokens == 28
 
 
 def test_without_a_seed_each_request_draws_its_own() -> None:
@@ -455,7 +478,7 @@ def test_a_row_of_nan_fails_alone_and_its_blocks_are_not_cached() -> None:
     assert run.tokens("good") == alone(range(1, 12), GREEDY)[0]
     run.add("again", range(12), GREEDY)
     run.finish()
-    assert run.deltas[-1].num_cached_tokens <= 8, "only what another request computed"
+    assert run.deltas[-1].num_cached_tokens == 8, "only what another request computed"
     assert run.tokens("again") == alone(range(12), GREEDY)[0]
 
 

@@ -19,7 +19,9 @@ def reference(prompt: tuple[int, ...], n: int, seed: int, max_tokens: int, penal
     return alone(prompt, parameters(n, seed, max_tokens, penalty), max_model_len=CONTEXT)
 
 
-def parameters(n: int, seed: int, max_tokens: int, penalty: float, prompt_logprobs: int | None = None) -> SamplingParams:
+def parameters(
+    n: int, seed: int, max_tokens: int, penalty: float, prompt_logprobs: int | None = None
+) -> SamplingParams:
     return SamplingParams(
         n=n,
         seed=seed,
@@ -66,9 +68,17 @@ class SchedulerMachine(RuleBasedStateMachine):
         prompt_logprobs=st.sampled_from([None, None, None, 1]),
     )
     def add(
-        self, prefix: int, tail: list[int], n: int, seed: int, max_tokens: int, penalty: float, priority: int, salt: str,
+        self,
+        prefix: int,
+        tail: list[int],
+        n: int,
+        seed: int,
+        max_tokens: int,
+        penalty: float,
+        priority: int,
+        salt: str,
         prompt_logprobs: int | None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         name = str(len(self.requests))
         prompt = (*range(prefix), *tail)
         params = parameters(n, seed, max_tokens, penalty, prompt_logprobs)
