@@ -4,17 +4,17 @@ It opens the artifact and then repeats: take the commands that have come, do one
 do it sleeps in ``recv``. It ends when its parent does: the socket then reads as ended, and Linux kills it besides.
 """
 
+import contextlib
 import ctypes
 import gc
 import importlib
-import logging
 import os
 import signal
 import socket
 import sys
 import time
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import msgspec
 
@@ -38,9 +38,11 @@ from pllm.runtime.messages import (
     encode_frame,
 )
 
+if TYPE_CHECKING:
+    from pllm.runtime.manifest import Manifest
+
 __all__ = ["Core", "EngineLoop", "main"]
 
-_LOG = logging.getLogger("pllm.engine")
 _PR_SET_PDEATHSIG = 1
 _RECEIVE_BYTES = 1 << 18
 
@@ -49,8 +51,7 @@ class Core(Protocol):
     """An open artifact as this process needs it (`pllm.runtime.engine_core.EngineCore`)."""
 
     engine: Engine
-    model_name: str
-    model_source: str
+    manifest: "Manifest"
 
     def close(self) -> None: ...
 
@@ -110,10 +111,8 @@ class EngineLoop:
 
 def send_event(connection: socket.socket, event: Event) -> None:
     """Sends one frame. A parent that has gone is no error here: the next receive finds that out."""
-    try:
+    with contextlib.suppress(ConnectionError):
         connection.sendall(encode_frame(event))
-    except ConnectionError:
-        _LOG.info("the API process has gone")
 
 
 def _refusal(request_id: str, error: RequestError | QueueFullError) -> Refused:
@@ -148,8 +147,8 @@ def describe(core: Core, open_seconds: float) -> EngineInfo:
     """What the API process needs to know of the open engine."""
     config = core.engine.config
     return EngineInfo(
-        model_name=core.model_name,
-        model_source=core.model_source,
+        model_name=core.manifest.name,
+        model_source=core.manifest.provenance.checkpoint,
         vocab_size=config.vocab_size,
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=config.max_num_batched_tokens,
@@ -161,6 +160,15 @@ def describe(core: Core, open_seconds: float) -> EngineInfo:
     )
 
 
+def fail(connection: socket.socket, error: Exception) -> int:
+    """What nobody foresaw: the traceback for the log, a line for the API process; the exit code."""
+    import traceback  # noqa: PLC0415  (a cold start does not owe its imports)
+
+    traceback.print_exception(error)
+    send_event(connection, Failed(f"{type(error).__name__}: {error}", 1, permanent=False))
+    return 1
+
+
 def main(arguments: list[str]) -> int:
     """Runs the engine process; the exit code is that of the error that ended it, 0 when the parent did."""
     started = time.monotonic()
@@ -169,7 +177,6 @@ def main(arguments: list[str]) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     die_with_parent(int(parent_pid))
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     with socket.socket(fileno=int(file_descriptor)) as connection:
         try:
             core = open_core(msgspec.json.decode(options, type=EngineOptions))
@@ -177,18 +184,14 @@ def main(arguments: list[str]) -> int:
             send_event(connection, Failed(str(error), error.exit_code, permanent=True))
             return error.exit_code
         except Exception as error:
-            _LOG.exception("the engine could not be opened")
-            send_event(connection, Failed(f"{type(error).__name__}: {error}", 1, permanent=False))
-            return 1
+            return fail(connection, error)
         try:
             gc.collect()
             gc.freeze()  # what the start has made lives as long as the process: no later collection walks it
             send_event(connection, Ready(describe(core, time.monotonic() - started), core.engine.stats()))
             EngineLoop(core.engine, connection).run()
         except Exception as error:
-            _LOG.exception("the engine failed in a step")
-            send_event(connection, Failed(f"{type(error).__name__}: {error}", 1, permanent=False))
-            return 1
+            return fail(connection, error)
         finally:
             core.close()
     return 0

@@ -24,19 +24,19 @@ async def read_body(headers: Iterable[tuple[bytes, bytes]], receive: Receive, li
     chunks: list[bytes] = []
     size = 0
     try:
-        async with asyncio.timeout(limits.body_timeout):
-            while True:
+        while True:
+            async with asyncio.timeout(limits.client_timeout):
                 message = await receive()
-                if message["type"] == "http.disconnect":
-                    raise ClientGoneError
-                chunks.append(message["body"])
-                size += len(message["body"])
-                if size > limits.max_body_bytes:
-                    raise _too_large(limits)
-                if not message["more_body"]:
-                    return b"".join(chunks)
+            if message["type"] == "http.disconnect":
+                raise ClientGoneError
+            chunks.append(message["body"])
+            size += len(message["body"])
+            if size > limits.max_body_bytes:
+                raise _too_large(limits)
+            if not message["more_body"]:
+                return b"".join(chunks)
     except TimeoutError:
-        raise HttpError(408, f"The request body did not arrive within {limits.body_timeout:.0f} s.") from None
+        raise HttpError(408, f"Nothing more of the request body came for {limits.client_timeout:g} s.") from None
 
 
 async def until_gone(receive: Receive) -> None:

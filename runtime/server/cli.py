@@ -56,6 +56,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-body", type=_at_least_one, default=32 << 20, metavar="BYTES", help="largest request (%(default)s)"
     )
     load.add_argument(
+        "--client-timeout",
+        type=_seconds,
+        default=30.0,
+        metavar="S",
+        help="patience with clients that stall (%(default)s)",
+    )
+    load.add_argument(
         "--step-timeout", type=_seconds, default=300.0, metavar="S", help="restart an engine that is silent so long"
     )
     load.add_argument(
@@ -69,7 +76,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     # The seam of the server's tests: an engine core whose model is a function. Documented in engine_process.Core.
     parser.add_argument("--engine-core", default=ENGINE_CORE, help=argparse.SUPPRESS)
-    parser.add_argument("--write-timeout", type=_seconds, default=30.0, help=argparse.SUPPRESS)
 
 
 def main(args: argparse.Namespace) -> int:
@@ -132,7 +138,7 @@ def _serve(args: argparse.Namespace, listener: socket.socket, engine: "EnginePro
         grace=args.grace,
         refuse_unknown_fields=args.unknown_fields == "refuse",
         metrics_prefix=args.metrics_prefix,
-        limits=EdgeLimits(max_body_bytes=args.max_body, write_timeout=args.write_timeout),
+        limits=EdgeLimits(max_body_bytes=args.max_body, client_timeout=args.client_timeout),
     )
     policy = RestartPolicy(step_timeout=args.step_timeout, max_restarts=args.max_restarts)
 

@@ -44,7 +44,7 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
         super().connection_made(transport)
-        self._set_deadline(self._limits.header_timeout)
+        self._set_deadline(self._limits.client_timeout)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._set_deadline(None)
@@ -63,7 +63,7 @@ class Connection(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._in_headers, self._header_bytes = True, 0
-        self._set_deadline(self._limits.header_timeout)
+        self._set_deadline(self._limits.client_timeout)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._count_header(len(name) + len(value))
@@ -85,12 +85,12 @@ class Connection(HttpToolsProtocol):
         # Answered before its body had come (413, 401): the rest is read and dropped, so that the client can read the
         # answer, but not for ever.
         if self.cycle.more_body and not self._in_headers:
-            self._set_deadline(self._limits.write_timeout)
+            self._set_deadline(self._limits.client_timeout)
 
     def pause_writing(self) -> None:
         super().pause_writing()
         if self._stalled is None:
-            self._stalled = self.loop.call_later(self._limits.write_timeout, self.transport.abort)
+            self._stalled = self.loop.call_later(self._limits.client_timeout, self.transport.abort)
 
     def resume_writing(self) -> None:
         if self._stalled is not None:
@@ -101,7 +101,7 @@ class Connection(HttpToolsProtocol):
     def timeout_keep_alive_handler(self) -> None:
         super().timeout_keep_alive_handler()
         # Closing waits for what is still unsent; a client that reads nothing would keep it waiting.
-        self._set_deadline(self._limits.write_timeout)
+        self._set_deadline(self._limits.client_timeout)
 
     def send_400_response(self, msg: str) -> None:
         """Answers what uvicorn could not parse, or what is over a limit, and closes."""

@@ -10,16 +10,14 @@ __all__ = ["EdgeLimits", "ServerSettings"]
 class EdgeLimits:
     """What one connection may cost. Bytes, and seconds.
 
-    ``header_timeout``: for a request's headers to arrive; ``body_timeout``: for its body; ``write_timeout``: how long a
-    client may leave a full socket unread before it is dropped; ``keep_alive``: how long an idle connection is kept.
+    ``client_timeout``: how long a client may take over its headers, make us wait for more of its body, or leave a full
+    socket unread, before it is dropped; ``keep_alive``: how long an idle connection is kept.
     ``offload_bytes``: requests at least this large are parsed and tokenised in a thread, off the event loop.
     """
 
     max_header_bytes: int = 64 << 10
     max_body_bytes: int = 32 << 20
-    header_timeout: float = 10.0
-    body_timeout: float = 60.0
-    write_timeout: float = 30.0
+    client_timeout: float = 30.0
     keep_alive: int = 60
     offload_bytes: int = 8 << 10
 

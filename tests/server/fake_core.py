@@ -7,6 +7,7 @@ that opening takes; ``PLLM_FAKE_OPEN_ERROR`` names what opening raises.
 import os
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 from pllm.runtime import errors
 from pllm.runtime.engine import Engine
@@ -61,8 +62,7 @@ class ConfiguredEngine(Engine):
 
 
 class FakeCore:
-    model_name = "parrot"
-    model_source = "tests/parrot"
+    manifest = SimpleNamespace(name="parrot", provenance=SimpleNamespace(checkpoint="tests/parrot"))
 
     def __init__(self, config: SchedulerConfig) -> None:
         self.engine = ConfiguredEngine(Scheduler(config), Parrot(float(os.environ.get("PLLM_FAKE_STEP", "0"))))

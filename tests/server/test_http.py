@@ -334,6 +334,13 @@ class TestSockets:
             connection.sendall(b"POST /v1/completions HTTP/1.1\r\ncontent-length: 100\r\n\r\n{")
         assert client.get("/health").status_code == 200
 
+    def test_slow_clients(self, start: StartServer) -> None:
+        server = start("--client-timeout", "0.3").wait_ready()
+        assert self.talk(server, b"") == b""
+        assert self.talk(server, b"GET /health HTTP/1.1\r\nhost:") == b""
+        late = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{"
+        assert self.talk(server, late).startswith(b"HTTP/1.1 408 ")
+
     def test_pipelined_requests(self, server: Server) -> None:
         one = b"GET /version HTTP/1.1\r\nhost: x\r\n\r\n"
         answer = self.talk(server, one * 3 + b"GET /version HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
@@ -407,9 +414,9 @@ class TestMetrics:
         "iteration_tokens_total_bucket",
     )
 
-    def test_names_under_both_prefixes(self, client: httpx.Client, start: StartServer) -> None:
-        for prefix, of_prefix in (("pllm", client), ("vllm", start("--metrics-prefix", "vllm").wait_ready().client())):
-            with of_prefix:
+    def test_names_under_both_prefixes(self, server: Server, start: StartServer) -> None:
+        for prefix, one in (("pllm", server), ("vllm", start("--metrics-prefix", "vllm").wait_ready())):
+            with one.client() as of_prefix:
                 complete(of_prefix)
                 answer = of_prefix.get("/metrics")
                 assert answer.headers["content-type"].startswith("text/plain")

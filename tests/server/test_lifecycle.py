@@ -181,7 +181,7 @@ class TestClientsThatGoAway:
         assert slow.is_idle()
 
     def test_one_that_never_reads(self, start: StartServer) -> None:
-        server = start("--write-timeout", "0.5").wait_ready()
+        server = start("--client-timeout", "0.5").wait_ready()
         # Big answers into small buffers: log-probabilities of several answers, so that the socket fills up.
         connection = socket.socket()
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
