@@ -84,8 +84,9 @@ class Checkpoint:
         self._maps: dict[str, mmap.mmap] = {}
 
     @classmethod
-    def open(cls, recipe: Recipe) -> "Checkpoint":
-        """The recipe's checkpoint: its directory, the Hub's (downloaded where it is not cached), or a generated one.
+    def open(cls, recipe: Recipe, before_weights: hub.BeforeWeights) -> "Checkpoint":
+        """The recipe's checkpoint: its directory, a generated one, or the Hub's, downloaded where it is not cached;
+        ``before_weights`` may refuse the latter by its size.
 
         Raises CheckpointError.
         """
@@ -94,7 +95,7 @@ class Checkpoint:
         directory = recipe.source_directory()
         if directory is not None:
             return cls(directory, label=recipe.model.source)
-        snapshot = hub.download(recipe.model.source, recipe.model.revision)
+        snapshot = hub.download(recipe.model.source, recipe.model.revision, before_weights)
         return cls(snapshot, label=recipe.model.source, revision=snapshot.name)
 
     @property

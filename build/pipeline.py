@@ -18,7 +18,7 @@ from pllm.build.checkpoint import Checkpoint
 from pllm.build.pack import Staging, build_lock, stage
 from pllm.build.progress import Progress, StageProgress
 from pllm.build.recipe import Recipe
-from pllm.build.resolve import ModelFacts, kv_info, refuse_what_cannot_fit, resolve
+from pllm.build.resolve import ModelFacts, kv_info, refuse_download, refuse_what_cannot_fit, resolve
 from pllm.runtime.artifact import Artifact
 from pllm.runtime.errors import ArtifactError, UserInputError
 from pllm.runtime.machine import Machine, available_memory
@@ -107,9 +107,10 @@ def build_artifact(
     Raises UserInputError and DoesNotFitError (exit 2) for what the user can mend, BuildError otherwise.
     """
     with progress.stage("load", live=False) as load:
-        checkpoint = Checkpoint.open(recipe)
+        free, asked = available_memory(), recipe
+        checkpoint = Checkpoint.open(recipe, lambda config, size: refuse_download(asked, config, size, free))
         recipe = resolve(recipe, checkpoint, load.say)
-        refuse_what_cannot_fit(recipe, checkpoint, available_memory(), load.say)
+        refuse_what_cannot_fit(recipe, checkpoint, free, load.say)
         origin = provenance(recipe, checkpoint)
     with build_lock(target, lambda: progress.console.print(f"another build of {target} runs: waiting for it")):
         present = None if force else _fresh(target, origin)

@@ -13,12 +13,12 @@ from pllm.runtime.errors import BuildError, CheckpointError, DoesNotFitError, Re
 from pllm.runtime.manifest import KvInfo
 from pllm.runtime.memory import MemoryLedger, MemoryPlan, format_bytes
 
-__all__ = ["CONTEXT_LIMIT", "ModelFacts", "kv_info", "refuse_what_cannot_fit", "resolve"]
+__all__ = ["CONTEXT_LIMIT", "ModelFacts", "kv_info", "refuse_download", "refuse_what_cannot_fit", "resolve"]
 
 CONTEXT_LIMIT = 8192
 """The longest context that is chosen without being asked for: one sequence's KV must always fit."""
 
-KV_DTYPES = {"float32": "float32", "bf16": "bfloat16"}
+_KV_DTYPES = {"auto": "float32", "float32": "float32", "bf16": "bfloat16"}
 _VALUE_BYTES = {"float32": 4, "bf16": 2}
 
 
@@ -88,9 +88,9 @@ def resolve(recipe: Recipe, checkpoint: Checkpoint, say: Callable[[str], None]) 
 
 
 def kv_info(recipe: Recipe, facts: ModelFacts) -> KvInfo:
-    """The KV cache of a resolved recipe."""
+    """The KV cache that a recipe asks for."""
     return KvInfo(
-        dtype=KV_DTYPES[recipe.quantization.kv],
+        dtype=_KV_DTYPES[recipe.quantization.kv],
         num_layers=facts.num_layers,
         num_kv_heads=facts.num_kv_heads,
         block_size=recipe.engine.block_size,
@@ -104,26 +104,39 @@ def refuse_what_cannot_fit(recipe: Recipe, checkpoint: Checkpoint, available: in
     A forecast from headers: activations and libraries, which only the profile stage knows, count as nothing here.
     """
     values = sum(_elements(stored.entry.shape) for stored in checkpoint.tensors.values())
-    kv = kv_info(recipe, ModelFacts.of(checkpoint.config, checkpoint.label))
-    ledger = MemoryLedger(
-        weights=values * _VALUE_BYTES[recipe.quantization.weights], activations=0, runtime=0, kv_block=kv.block_bytes
-    )
+    weights = values * _VALUE_BYTES[recipe.quantization.weights]
+    facts = ModelFacts.of(checkpoint.config, checkpoint.label)
     assert isinstance(recipe.engine.max_model_len, int)
+    _refuse(recipe, facts, weights, recipe.engine.max_model_len, available)
+    kv = kv_info(recipe, facts)
+    say(
+        f"{values / 1e6:.1f} M parameters, {format_bytes(weights)} of weights, "
+        f"{format_bytes(kv.block_bytes)} a block of {kv.block_size} tokens"
+    )
+
+
+def refuse_download(recipe: Recipe, config: Mapping[str, Any], num_bytes: int, available: int) -> None:
+    """Raise DoesNotFitError (exit 2) where a model of the Hub would not fit, from its configuration and the size of its
+    weights alone: the recipe is not resolved yet, and weights count as they are stored."""
+    facts = ModelFacts.of(config, recipe.model.source)
+    asked = recipe.engine.max_model_len
+    context = min(facts.context, CONTEXT_LIMIT) if isinstance(asked, str) else asked
+    _refuse(recipe, facts, num_bytes, context, available)
+
+
+def _refuse(recipe: Recipe, facts: ModelFacts, weights: int, max_model_len: int, available: int) -> None:
+    ledger = MemoryLedger(weights=weights, activations=0, runtime=0, kv_block=kv_info(recipe, facts).block_bytes)
     try:
         MemoryPlan.solve(
             ledger,
-            block_size=kv.block_size,
-            max_model_len=recipe.engine.max_model_len,
+            block_size=recipe.engine.block_size,
+            max_model_len=max_model_len,
             max_num_seqs=recipe.engine.max_num_seqs,
             memory=recipe.engine.memory,
             available=available,
         )
     except DoesNotFitError as error:
         raise DoesNotFitError(f"{recipe.name}: {error}", exit_code=2) from None
-    say(
-        f"{values / 1e6:.1f} M parameters, {format_bytes(ledger.weights)} of weights, "
-        f"{format_bytes(ledger.kv_block)} a block of {kv.block_size} tokens"
-    )
 
 
 def _elements(shape: tuple[int, ...]) -> int:

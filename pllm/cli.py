@@ -55,6 +55,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of our output has gone (``pllm inspect ... | head``): nothing to say, and nobody to say it to.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        # A file that may not be read, a port that is taken: the machine's, and the user's to mend.
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"pllm: error: {where}{error.strerror or error}", file=sys.stderr)
+        return 1
 
 
 def _run(words: Sequence[str]) -> int:

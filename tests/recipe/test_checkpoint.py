@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,15 @@ import pytest
 from pllm.build import hub
 from pllm.build.checkpoint import Checkpoint
 from pllm.build.recipe import Recipe
-from pllm.runtime.errors import CheckpointError
+from pllm.build.resolve import refuse_download
+from pllm.runtime.errors import CheckpointError, DoesNotFitError
 from pllm.runtime.safetensors_file import TensorSpec, write_safetensors
 
 from .conftest import CONFIG, write_checkpoint
+
+
+def nobody(config: Any, size: int) -> None:
+    raise AssertionError("nothing was to be downloaded")
 
 
 def opened(path: Path) -> Checkpoint:
@@ -232,10 +238,37 @@ def test_quantised_checkpoints_are_refused_by_name(tmp_path: Path) -> None:
 )
 def test_a_source_that_cannot_be_had_says_why(source: str, said: str) -> None:
     with pytest.raises(CheckpointError, match=said):
-        hub.download(source, "main")
+        hub.download(source, "main", nobody)
 
 
 def test_a_recipe_s_directory_is_relative_to_it(checkpoint_path: Path) -> None:
     recipe = checkpoint_path.parent / "mine.toml"
     recipe.write_text('[model]\nsource = "./model"\n')
-    assert Checkpoint.open(Recipe.load(recipe)).label == "./model"
+    assert Checkpoint.open(Recipe.load(recipe), nobody).label == "./model"
+
+
+def test_a_model_of_the_hub_is_refused_by_its_size_before_its_weights_come(
+    checkpoint_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    asked: list[list[str]] = []
+
+    def snapshot(source: str, *, revision: str, allow_patterns: list[str], ignore_patterns: list[str]) -> str:
+        asked.append(allow_patterns)
+        return str(checkpoint_path)
+
+    files = [("model-1.safetensors", 40 << 30), ("model-2.safetensors", 26 << 30), ("pytorch_model.bin", 66 << 30)]
+    info = SimpleNamespace(siblings=[SimpleNamespace(rfilename=name, size=size) for name, size in files])
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: SimpleNamespace(model_info=lambda *_, **__: info))
+    recipe = Recipe.for_model("org/large")
+    weights = checkpoint_path / "model.safetensors"
+    weights.rename(checkpoint_path / "aside")
+    with pytest.raises(DoesNotFitError, match=r"weights 66\.0 GiB") as caught:
+        Checkpoint.open(recipe, lambda config, size: refuse_download(recipe, config, size, 24 << 30))
+    assert caught.value.exit_code == 2
+    assert not any("safetensors" in pattern for pattern in asked[0])
+    assert len(asked) == 1
+    (checkpoint_path / "aside").rename(weights)
+    assert Checkpoint.open(recipe, nobody).revision == "model"  # it is in the cache: nothing to refuse

@@ -52,7 +52,7 @@ def test_the_same_recipe_gives_the_same_files_and_another_seed_others(
 def test_a_checkpoint_of_it_opens_and_its_tokenizer_chats() -> None:
     from tokenizers import Tokenizer
 
-    checkpoint = Checkpoint.open(recipe())
+    checkpoint = Checkpoint(random_checkpoint(recipe()), label="x")
     tokenizer = Tokenizer.from_file(str(checkpoint.directory / "tokenizer.json"))
     text = "def naïve(x): return 'π🙂'\n"
     assert tokenizer.decode(tokenizer.encode(text).ids, skip_special_tokens=False) == text
