@@ -2,7 +2,7 @@
 //
 // One accumulator per output runs over K in order whatever M, so a row alone and the same row in a batch are the same bits
 // (and the same on AVX2 and AVX-512). Few rows read the weight once, straight from memory into registers: the time is that of
-// the weight's bytes. Many rows work on a block of K that stays in L1, widened to float32 once for all of them (the loop order
+// the weight's bytes. Many rows work on a block of K that stays in L2, widened to float32 once for all of them (the loop order
 // of Goto and van de Geijn, "Anatomy of high-performance matrix multiplication", 2008).
 #include <omp.h>
 #include <string.h>
@@ -116,7 +116,7 @@ void direct(const Problem& p, int64_t panel0, int64_t panel1, int64_t tile0, int
   }
 }
 
-// Many rows: blocks of K in L1, blocks of x in L2.
+// Many rows: blocks of K and of x that stay in L2.
 template <class T>
 void blocked(const Problem& p, int64_t panel0, int64_t panel1, int64_t tile0, int64_t tile1, float* wide) {
   constexpr int lines = 4 * kPanel * (int)sizeof(T) / 64;  // cache lines of weight per four steps of K
