@@ -1,8 +1,11 @@
 """The pipeline's frame: what is resolved and refused before work, what is skipped when fresh, and what is packed."""
 
 import io
+import signal
+import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,7 +16,7 @@ from rich.console import Console
 
 from pllm.build import cli, pipeline
 from pllm.build.pipeline import Build, Stage, build_artifact
-from pllm.build.progress import Progress, StageProgress
+from pllm.build.progress import Progress, StageProgress, format_seconds
 from pllm.build.recipe import Recipe
 from pllm.build.resolve import resolve
 from pllm.cli import main
@@ -248,3 +251,63 @@ def test_init_writes_a_recipe_that_builds(
     assert "model.toml exists" in capsys.readouterr().err
     assert main(["init", "org/name", "--output", "-"]) == 0
     assert 'source = "org/name"' in capsys.readouterr().out
+
+
+def test_two_builds_at_once_have_one_winner(checkpoint_path: Path, tmp_path: Path, stages: list[int]) -> None:
+    recipe = recipe_for(checkpoint_path)
+    with ThreadPoolExecutor(2) as pool:
+        outputs = list(pool.map(lambda _: run(recipe, tmp_path / "out"), range(2)))
+    assert len(stages) == 1
+    assert sorted("is up to date" in output for output in outputs) == [False, True]
+    Artifact.open(tmp_path / "out").wait_verified()
+
+
+def test_a_terminated_build_cleans_up_after_itself(checkpoint_path: Path, tmp_path: Path) -> None:
+    script = """
+import sys, time, types
+from pllm.build import pipeline
+from pllm.cli import main
+def run(build, progress):
+    build.staging.path("half").write_bytes(b"x")
+    print("running", flush=True)
+    time.sleep(60)
+fake = types.ModuleType("fake_stage")
+fake.run = run
+sys.modules["fake_stage"] = fake
+pipeline.build_artifact.__kwdefaults__["stages"] = (pipeline.Stage("compile", "fake_stage:run"),)
+sys.exit(main(["build", sys.argv[1], "--output", sys.argv[2]]))
+"""
+    target = tmp_path / "out/tiny"
+    command = [sys.executable, "-c", script, str(checkpoint_path), str(target)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "running\n"
+        assert len(list(target.parent.glob(".tiny.partial-*/half"))) == 1
+        process.terminate()
+        assert process.wait(timeout=60) == 128 + signal.SIGTERM
+    assert [path.name for path in target.parent.iterdir()] == [".tiny.lock"]
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_shows_each_stage_its_decisions_and_the_total(terminal: bool) -> None:
+    console = Console(file=io.StringIO(), width=120, force_terminal=terminal)
+    progress = Progress(console)
+    with progress.stage("compile") as running:
+        running.show("[1/2]")
+        running.say("one program [for all batches]")
+    with pytest.raises(BuildError), progress.stage("certify"):
+        raise BuildError("x")
+    progress.finish("done")
+    assert isinstance(console.file, io.StringIO)
+    shown = console.file.getvalue()
+    assert "one program [for all batches]" in shown
+    assert "✓" in shown
+    assert "done" in shown
+    assert shown.count("✓") == 1  # a stage that failed is not ticked off
+    assert ("\x1b[" in shown) is terminal
+
+
+def test_times_are_readable() -> None:
+    assert [format_seconds(seconds) for seconds in (0.04, 12.34, 60, 725)] == [
+        "0.0 s", "12.3 s", "1 min 00 s", "12 min 05 s",
+    ]  # fmt: skip
