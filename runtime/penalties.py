@@ -50,7 +50,7 @@ def apply_penalties(logits: NDArray[np.float32], spec: SampleSpec) -> None:
     if params.repetition_penalty != 1:
         seen = np.unique(_ids(chain(spec.prompt_token_ids, spec.output_token_ids), size))
         penalty = np.float32(params.repetition_penalty)
-        with np.errstate(over="ignore"):
+        with np.errstate(all="ignore"):  # a penalty of 1e-50 is zero in float32
             scaled = np.where(logits[seen] > 0, logits[seen] / penalty, logits[seen] * penalty)
         logits[seen] = np.minimum(scaled, LARGEST)
     if params.frequency_penalty or params.presence_penalty:

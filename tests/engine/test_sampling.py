@@ -111,6 +111,15 @@ def test_a_uniform_is_where_the_sum_in_order_of_id_passes_it() -> None:
     assert [pick(u) for u in (0, 0.2499, 0.2501, 0.4999, 0.5001, 1 - 2**-53)] == [0, 0, 1, 1, 2, 2]
 
 
+def test_a_uniform_of_zero_takes_the_first_token_that_is_left() -> None:
+    arrays = {name: np.ones(1, np.float32) for name in ("temperature", "top_p")}
+    row = np.array([[-np.inf, -np.inf, 0, 0]], np.float32)
+    ids, _ = NumpyRowOps().sample_rows(
+        row, top_k=np.zeros(1, np.int32), min_p=np.zeros(1, np.float32), uniform=np.zeros(1), **arrays
+    )
+    assert ids.tolist() == [2]
+
+
 def test_ties() -> None:
     row = np.array([1, 3, 3, 3, 0], np.float32)
     assert token(row, temperature=0) == 1
@@ -186,8 +195,9 @@ def test_penalties() -> None:
         "negative ones are multiplied"
     )
     assert token(row, temperature=0, presence_penalty=-0.2, output=(1,)) == 1
-    assert token(row, temperature=0, repetition_penalty=1e-38, prompt=(0, 1)) == 0, "no infinity"
-    assert token(row, temperature=1, repetition_penalty=1e-38, prompt=(1,)) == 1
+    for tiny in (1e-38, 1e-50):
+        assert token(row * 10, temperature=0, repetition_penalty=tiny, prompt=(0, 1)) == 0, "no infinity"
+        assert token(row * 10, temperature=1, repetition_penalty=tiny, prompt=(1,)) == 1
 
 
 def test_logits_are_never_changed() -> None:
