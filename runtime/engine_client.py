@@ -20,7 +20,6 @@ from pllm.runtime.messages import (
     Ready,
     Refused,
     ResetPrefixCache,
-    Shutdown,
     Step,
     Submit,
     decode_event,
@@ -169,10 +168,6 @@ class EngineClient:
     def reset_prefix_cache(self) -> None:
         """Forgets all cached prefixes that nobody uses."""
         self._send(ResetPrefixCache())
-
-    def shut_down(self) -> None:
-        """Asks the engine process to end."""
-        self._send(Shutdown())
 
     def _send(self, command: Command) -> None:
         if self._connection is not None:

@@ -52,7 +52,7 @@ class ServedModel:
         """Refuses a text that cannot fit the context however it is tokenised, before that costs seconds.
 
         Raises RequestError. No token stands for more characters than the longest one is spelled with; normalisation
-        may have made one of up to four.
+        may have made one of up to four (one that drops characters altogether is not what language models have).
         """
         limit = self.info.max_model_len
         if characters <= limit:

@@ -84,7 +84,7 @@ class _Server:
             listening.close()
             for task in (clock, stop, supervision):
                 task.cancel()
-            self._supervisor.close()
+            await self._supervisor.close(at_once=self._stop_now.is_set())
             await self._flush()
             self._service.close()
 

@@ -109,4 +109,5 @@ class Service:
             self._ready = ReadyService(model, admission, metrics)
         else:
             self._ready.model = model
+            _LOG.info("The engine serves again, after %.2f s.", info.open_seconds)
         self.opened.set()

@@ -86,9 +86,13 @@ class Supervisor:
             self.num_restarts += 1
             self._process = EngineProcess.start(self._process.options)
 
-    def close(self) -> None:
-        """Ends the engine process, whatever it is doing."""
+    async def close(self, *, at_once: bool) -> None:
+        """Ends the engine process: by the end of its socket, and if that does not do within a second, by force."""
         self._client.detach("The server is shutting down.")
+        for _ in range(0 if at_once else 100):
+            if self._process.exit_code() is not None:
+                break
+            await asyncio.sleep(0.01)
         self._process.close()
 
     async def _live(self) -> str:
@@ -110,7 +114,7 @@ class Supervisor:
             heard = client.num_messages
             if silent > policy.step_timeout:
                 return f"no step finished in {policy.step_timeout:.0f} s"
-        for _ in range(50):  # a dying process closes its socket a moment before it can be reaped
+        for _ in range(100):  # a dying process closes its socket a moment before it can be reaped
             if (code := process.exit_code()) is not None:
                 return f"killed by signal {-code}" if code < 0 else f"exit code {code}"
             await asyncio.sleep(0.01)

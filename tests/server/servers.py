@@ -99,12 +99,18 @@ class Server:
 StartServer = Callable[..., Server]
 
 
+def environment(extra: dict[str, str] | None = None) -> dict[str, str]:
+    """This process's environment, in which `fake_core` can be imported."""
+    path = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))
+    return {**os.environ, "PYTHONPATH": path, **(extra or {})}
+
+
 @contextmanager
 def running_server(artifact: Path, *flags: str, env: dict[str, str] | None = None) -> Iterator[Server]:
     process = subprocess.Popen(
         [sys.executable, str(HERE / "run_server.py"), str(artifact), "--port", "0", *flags],
         stderr=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": str(HERE), **(env or {})},
+        env=environment(env),
     )
     try:
         yield Server(process)

@@ -34,7 +34,7 @@ from pllm.runtime.sequence import Request
 from pllm.runtime.step import SchedulerStats, TokenDelta, TokenLogprobs
 
 from .fake_core import open_core
-from .servers import HERE
+from .servers import HERE, environment
 
 STATS = SchedulerStats(1, 2, 3, 4, 5, 6, 7, 8, 9)
 
@@ -141,7 +141,7 @@ class TestProcess:
         return subprocess.Popen(
             [sys.executable, "-m", "pllm.runtime.engine_process", str(end.fileno()), str(os.getpid()), options],
             pass_fds=[end.fileno()],
-            env={**os.environ, "PYTHONPATH": str(HERE), **env},
+            env=environment(env),
         )
 
     def test_it_ends_with_the_socket_and_not_with_a_signal(self) -> None:

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -15,7 +14,7 @@ import httpx
 import psutil
 import pytest
 
-from .servers import HERE, Server, StartServer, eventually
+from .servers import HERE, Server, StartServer, environment, eventually
 
 SLOW = {"PLLM_FAKE_STEP": "0.05"}
 LONG = {"prompt": "abc", "max_tokens": 400, "ignore_eos": True}
@@ -23,8 +22,7 @@ LONG = {"prompt": "abc", "max_tokens": 400, "ignore_eos": True}
 
 def run(artifact: Path, *flags: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[bytes]:
     command = [sys.executable, str(HERE / "run_server.py"), str(artifact), *flags]
-    environment = {**os.environ, "PYTHONPATH": str(HERE), **(env or {})}
-    return subprocess.run(command, capture_output=True, timeout=60, check=False, env=environment)
+    return subprocess.run(command, capture_output=True, timeout=60, check=False, env=environment(env))
 
 
 def raw_request(server: Server, body: dict[str, object]) -> socket.socket:
