@@ -5,7 +5,6 @@ found in milliseconds and before native code of any kind is loaded.
 """
 
 import os
-import platform
 import re
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -31,7 +30,7 @@ class Machine:
 
     @classmethod
     def this(cls) -> "Machine":
-        return cls(platform.machine(), cpu_features(), glibc_version(), torch_version())
+        return cls(os.uname().machine, cpu_features(), glibc_version(), torch_version())
 
 
 def cpu_features(root: Path = _ROOT) -> frozenset[str]:
