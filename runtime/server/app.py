@@ -10,7 +10,6 @@ from starlette.types import ASGIApp
 
 from pllm import __version__
 from pllm.runtime.metrics import CONTENT_TYPE
-from pllm.runtime.server.body import read_body
 from pllm.runtime.server.chat import ChatAnswer
 from pllm.runtime.server.completions import CompletionAnswer
 from pllm.runtime.server.edge import Edge
@@ -82,9 +81,8 @@ class _Plain:
 
     async def tokenize(self, request: Request) -> Response:
         model = self._service.ready().model
-        body = await read_body(request.scope["headers"], request.receive, self._service.settings.limits)
 
-        def work() -> Tokenized:
+        def work(body: bytes) -> Tokenized:
             parsed = parse(body, TokenizeRequest)
             asked = parsed.request
             model.name_for(asked.model)
@@ -98,18 +96,19 @@ class _Plain:
             texts = [tokenizer.token_text(token_id) for token_id in ids] if asked.return_token_strs else None
             return Tokenized(len(ids), model.info.max_model_len, ids, texts)
 
-        return _json(await self._service.offload(len(body), work))
+        async with self._service.bodies.read(request.scope["headers"], request.receive) as body:
+            return _json(await self._service.offload(len(body), work, body))
 
     async def detokenize(self, request: Request) -> Response:
         model = self._service.ready().model
-        body = await read_body(request.scope["headers"], request.receive, self._service.settings.limits)
 
-        def work() -> Detokenized:
+        def work(body: bytes) -> Detokenized:
             asked = parse(body, DetokenizeRequest).request
             model.name_for(asked.model)
             return Detokenized(model.intake.tokenizer.decode(asked.tokens))
 
-        return _json(await self._service.offload(len(body), work))
+        async with self._service.bodies.read(request.scope["headers"], request.receive) as body:
+            return _json(await self._service.offload(len(body), work, body))
 
     async def reset_prefix_cache(self, _: Request) -> Response:
         self._service.ready()

@@ -29,9 +29,8 @@ __all__ = ["ChatAnswer"]
 class ChatAnswer:
     """One chat completion. Tool calls are not parsed: what the model writes is the content, ``<tool_call>`` and all."""
 
-    def __init__(self, parsed: Parsed[ChatCompletionRequest], model: ServedModel) -> None:
-        request = parsed.request
-        self._parsed, self._model = parsed, model
+    def __init__(self, request: ChatCompletionRequest, model: ServedModel) -> None:
+        self._model = model
         self._name = model.name_for(request.model)
         self._params = chat_params(request, model.intake.generation, model.info.max_model_len)
         self._id = new_id("chatcmpl")
@@ -46,10 +45,10 @@ class ChatAnswer:
         """A conversation is one prompt."""
         return 1
 
-    def prepare(self) -> list[RequestText]:
+    def prepare(self, parsed: Parsed[ChatCompletionRequest]) -> list[RequestText]:
         """The conversation through the chat template, as token ids."""
-        request, intake = self._parsed.request, self._model.intake
-        conversation = conversation_of(self._parsed)
+        request, intake = parsed.request, self._model.intake
+        conversation = conversation_of(parsed)
         self._model.check_size(sum(map(_content_size, request.messages)), "messages")
         prompt = intake.chat_prompt(**conversation)
         return [

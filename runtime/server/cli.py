@@ -138,7 +138,11 @@ def _serve(args: argparse.Namespace, listener: socket.socket, engine: "EnginePro
         grace=args.grace,
         refuse_unknown_fields=args.unknown_fields == "refuse",
         metrics_prefix=args.metrics_prefix,
-        limits=EdgeLimits(max_body_bytes=args.max_body, client_timeout=args.client_timeout),
+        limits=EdgeLimits(
+            max_body_bytes=args.max_body,
+            max_held_bytes=16 * args.max_body,
+            client_timeout=args.client_timeout,
+        ),
     )
     policy = RestartPolicy(step_timeout=args.step_timeout, max_restarts=args.max_restarts)
 

@@ -24,15 +24,16 @@ __all__ = ["CompletionAnswer"]
 class CompletionAnswer:
     """One text completion: n answers to each of its prompts, after the prompt itself where ``echo`` asks for it."""
 
-    def __init__(self, parsed: Parsed[CompletionRequest], model: ServedModel) -> None:
-        request = parsed.request
-        self._request, self._model = request, model
+    def __init__(self, request: CompletionRequest, model: ServedModel) -> None:
+        self._model = model
         self._name = model.name_for(request.model)
         self._params = completion_params(request, model.intake.generation, model.info.max_model_len)
         if request.echo and request.logprobs is not None:
             wanted = max(request.logprobs, request.prompt_logprobs or 0)
             self._params = msgspec.structs.replace(self._params, prompt_logprobs=wanted)
-        self._prompts = prompts_of(request)
+        self._num_prompts = len(prompts_of(request))
+        self._add_special_tokens = request.add_special_tokens is not False
+        self._show_prompt_logprobs = request.prompt_logprobs is not None
         self._id = new_id("cmpl")
         self._created = int(time.time())
         self._echo = bool(request.echo)
@@ -45,11 +46,11 @@ class CompletionAnswer:
     @property
     def num_prompts(self) -> int:
         """Known before any is tokenised."""
-        return len(self._prompts)
+        return self._num_prompts
 
-    def prepare(self) -> list[RequestText]:
+    def prepare(self, parsed: Parsed[CompletionRequest]) -> list[RequestText]:
         """Each prompt as token ids; with ``echo`` the engine is asked for the prompt's log-probabilities too."""
-        intake, request = self._model.intake, self._request
+        intake, request = self._model.intake, parsed.request
         return [
             intake.request(
                 f"{self._id}-{i}",
@@ -58,7 +59,7 @@ class CompletionAnswer:
                 priority=request.priority or 0,
                 cache_salt=request.cache_salt or "",
             )
-            for i, prompt in enumerate(self._prompts)
+            for i, prompt in enumerate(prompts_of(request))
         ]
 
     def whole(self, texts: list[RequestText]) -> Completion:
@@ -102,7 +103,7 @@ class CompletionAnswer:
         intake = self._model.intake
         if isinstance(prompt, str):
             self._model.check_size(len(prompt), "prompt")
-        if isinstance(prompt, str) and self._request.add_special_tokens is False:
+        if isinstance(prompt, str) and not self._add_special_tokens:
             token_ids = intake.tokenizer.encode(prompt, add_special_tokens=False)
             return intake.prompt({"prompt": prompt, "prompt_token_ids": token_ids})
         return intake.prompt(prompt)
@@ -133,7 +134,7 @@ class CompletionAnswer:
             self._logprobs(token_ids, positions, 0),
             answer.finish_reason,  # type: ignore[arg-type]  # the engine's words are OpenAI's
             answer.stop_reason,
-            prompt_logprobs(output.prompt_logprobs) if self._request.prompt_logprobs is not None else None,
+            prompt_logprobs(output.prompt_logprobs) if self._show_prompt_logprobs else None,
         )
 
     def _prompt_text(self, text: RequestText) -> str:

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Iterable
+from contextlib import ExitStack
 from typing import Any, Protocol
 
 import msgspec
@@ -10,7 +11,7 @@ from starlette.types import Receive, Scope, Send
 
 from pllm.runtime.errors import PllmError
 from pllm.runtime.request_text import RequestText, TextDelta
-from pllm.runtime.server.body import read_body, until_gone
+from pllm.runtime.server.body import until_gone
 from pllm.runtime.server.generation import ClientGoneError, Generation
 from pllm.runtime.server.model import ServedModel
 from pllm.runtime.server.protocol.errors import error_answer
@@ -30,15 +31,16 @@ _EVENT_STREAM = [
 
 
 class Answer(Protocol):
-    """One API call's shape: how its request becomes prompts, and how tokens become JSON. Made from a parsed request."""
+    """One API call's shape: how its request becomes prompts, and how tokens become JSON. It keeps the
+    parameters, not the prompt."""
 
-    def __init__(self, parsed: Parsed[Any], model: ServedModel) -> None: ...
+    def __init__(self, request: Any, model: ServedModel) -> None: ...
 
     @property
     def num_prompts(self) -> int:
         """How many prompts the request holds, known before any is tokenised."""
 
-    def prepare(self) -> list[RequestText]:
+    def prepare(self, parsed: Parsed[Any]) -> list[RequestText]:
         """The requests for the engine, one a prompt. Raises RequestError. May run in a thread."""
 
     def whole(self, texts: list[RequestText]) -> msgspec.Struct:
@@ -67,30 +69,29 @@ class GenerationEndpoint:
         service = self._service
         ready = service.ready()
         ready.admission.check_room()
-        body = await read_body(scope["headers"], receive, service.settings.limits)
-        parsed = await service.offload(len(body), self._parse, body)
-        headers = _report_unknown(service, parsed, self._request_type)
-        answer = self._answer_type(parsed, ready.model)
-        with ready.admission.admit(answer.num_prompts):
+        with ExitStack() as held:
+            async with service.bodies.read(scope["headers"], receive) as body:
+                parsed = await service.offload(len(body), self._parse, body)
+                headers = _report_unknown(service, parsed, self._request_type)
+                answer = self._answer_type(parsed.request, ready.model)
+                held.enter_context(ready.admission.admit(answer.num_prompts))
+                texts = await service.offload(len(body), answer.prepare, parsed)
+                streamed = bool(parsed.request.stream)
+            del body, parsed  # a prompt may wait long: nothing but its tokens stays
+            stream = service.engine.submit([text.request for text in texts])
+            generation = Generation(texts, stream, ready.metrics)
             gone = asyncio.ensure_future(until_gone(receive))
+            gone.add_done_callback(lambda _: stream.fail(ClientGoneError()))
             try:
-                texts = await service.offload(len(body), answer.prepare)
-                if gone.done():
-                    raise ClientGoneError
-                stream = service.engine.submit([text.request for text in texts])
-                gone.add_done_callback(lambda _: stream.fail(ClientGoneError()))
-                generation = Generation(texts, stream, ready.metrics)
-                try:
-                    if parsed.request.stream:
-                        await _stream(generation, answer, headers, send)
-                    else:
-                        while not generation.finished:
-                            await generation.next()
-                        await _send_json(send, headers, answer.whole(texts))
-                finally:
-                    generation.close()
+                if streamed:
+                    await _stream(generation, answer, headers, send)
+                else:
+                    while not generation.finished:
+                        await generation.next()
+                    await _send_json(send, headers, answer.whole(texts))
             finally:
                 gone.cancel()
+                generation.close()
 
     def _parse(self, body: bytes) -> Parsed[Any]:
         refuse = self._service.settings.refuse_unknown_fields

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
 import socket
@@ -73,6 +74,7 @@ class _Server:
                 except PllmError as error:
                     _LOG.error("%s", error)
                     return error.exit_code
+                gc.freeze()  # what the start has made stays: no later collection walks it
                 on_ready(self._service)
                 await asyncio.wait((supervision, stop), return_when=asyncio.FIRST_COMPLETED)
             opening.cancel()

@@ -13,6 +13,7 @@ from pllm.runtime.errors import EngineDeadError
 from pllm.runtime.messages import EngineInfo
 from pllm.runtime.metrics import ServerMetrics
 from pllm.runtime.server.admission import Admission
+from pllm.runtime.server.body import BodyReader
 from pllm.runtime.server.model import ServedModel, TextSide
 from pllm.runtime.server.settings import ServerSettings
 
@@ -40,6 +41,7 @@ class Service:
     def __init__(self, settings: ServerSettings, artifact: Path) -> None:
         self.settings = settings
         self.engine = EngineClient(self._engine_ready)
+        self.bodies = BodyReader(settings.limits)
         self.draining = False
         self._artifact = artifact
         self._created = int(time.time())

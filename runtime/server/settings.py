@@ -8,8 +8,9 @@ __all__ = ["EdgeLimits", "ServerSettings"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EdgeLimits:
-    """What one connection may cost. Bytes, and seconds.
+    """What connections may cost. Bytes, and seconds.
 
+    ``max_held_bytes``: of all request bodies together that are not yet turned into prompts.
     ``client_timeout``: how long a client may take over its headers, make us wait for more of its body, or leave a full
     socket unread, before it is dropped; ``keep_alive``: how long an idle connection is kept.
     ``offload_bytes``: requests at least this large are parsed and tokenised in a thread, off the event loop.
@@ -17,6 +18,7 @@ class EdgeLimits:
 
     max_header_bytes: int = 64 << 10
     max_body_bytes: int = 32 << 20
+    max_held_bytes: int = 512 << 20
     client_timeout: float = 30.0
     keep_alive: int = 60
     offload_bytes: int = 8 << 10

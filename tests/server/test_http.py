@@ -5,6 +5,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -284,6 +285,17 @@ class TestErrors:
         answer = client.post("/v1/completions", data={"prompt": "x"})
         assert (answer.status_code, "application/json" in error_of(answer)["message"]) == (415, True)
         assert client.get("/health").status_code == 200
+
+    def test_all_bodies_together(self, start: StartServer) -> None:
+        server = start("--max-body", "100000").wait_ready()
+        head = b"POST /tokenize HTTP/1.1\r\nhost: x\r\ncontent-length: 99999\r\n\r\n"
+        with ExitStack() as stack, server.client() as client:
+            for _ in range(16):
+                connection = stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))
+                connection.sendall(head + b" " * 99998)
+            eventually(lambda: client.post("/tokenize", json={"prompt": "x" * 5000}).status_code == 429)
+        with server.client() as client:
+            eventually(lambda: client.post("/tokenize", json={"prompt": "x" * 5000}).status_code == 200)
 
     def test_one_failing_sequence_fails_alone(self, server: Server, client: httpx.Client) -> None:
         answer = complete(client, seed=9003)
