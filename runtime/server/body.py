@@ -30,26 +30,31 @@ class BodyReader:
         """
         self._check_headers(headers)
         body = bytearray()
-        more = True
         try:
-            while more:
-                async with asyncio.timeout(self._limits.client_timeout):
-                    message = await receive()
-                if message["type"] == "http.disconnect":
-                    raise ClientGoneError
-                more = message["more_body"]
-                body += message["body"]
-                self._held += len(message["body"])
-                if len(body) > self._limits.max_body_bytes:
-                    raise self._too_large()
-                if self._held > self._limits.max_held_bytes:
-                    raise QueueFullError("The server is reading too many large requests at once. Try again soon.")
+            await self._fill(body, receive)
             yield bytes(body)
-        except TimeoutError:
-            seconds = self._limits.client_timeout
-            raise HttpError(408, f"Nothing more of the request body came for {seconds:g} s.") from None
         finally:
             self._held -= len(body)
+
+    async def _fill(self, body: bytearray, receive: Receive) -> None:
+        limits = self._limits
+        more = True
+        while more:
+            try:
+                async with asyncio.timeout(limits.client_timeout):
+                    message = await receive()
+            except TimeoutError:
+                seconds = limits.client_timeout
+                raise HttpError(408, f"Nothing more of the request body came for {seconds:g} s.") from None
+            if message["type"] == "http.disconnect":
+                raise ClientGoneError
+            more = message["more_body"]
+            body += message["body"]
+            self._held += len(message["body"])
+            if len(body) > limits.max_body_bytes:
+                raise self._too_large()
+            if self._held > limits.max_held_bytes:
+                raise QueueFullError("The server is reading too many large requests at once. Try again soon.")
 
     def _check_headers(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
         for name, value in headers:
