@@ -50,8 +50,8 @@ HELD_OUT_MEANING = {
     "capitals": "combinations of country and phrasing (all countries are trained)",
     "calendar": "combinations of fact and phrasing (all facts are trained)",
     "json": "operand pairs as for addition; combinations of name and age; combinations of country and phrasing",
-    "tool_call": "argument values: operand pairs as for addition, combinations of city and phrasing, texts",
-    "tool_answer": "combinations of argument and result returned by the tool",
+    "tool_call": "requests: operand pairs as for addition, combinations of city and phrasing, search and message texts",
+    "tool_answer": "the same requests as for tool calls, so the conversation up to the result is new as well",
     "repeat": "pairs of first and second word",
 }
 
@@ -819,17 +819,13 @@ def tool_call(source: Source) -> Exchange:
 
 def tool_answer(source: Source) -> Exchange:
     """Wording the result a tool returned."""
-    while True:
-        use, tools = draw_tools(source)
-        key = f"result:{as_json(use.arguments)},{use.result}"
-        if source.admits(key):
-            break
+    use, tools = draw_tools(source)
     call = {"name": use.tool["function"]["name"], "arguments": use.arguments}
     history: list[Message] = [
         {"role": "user", "content": use.request},
         {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": call}]},
     ]
-    return Exchange(key, use.result, use.answer, tools=tools, history=history, question_role="tool")
+    return Exchange(use.key, use.result, use.answer, tools=tools, history=history, question_role="tool")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
