@@ -18,7 +18,8 @@ class Operator:
 
     `schema` is torch's, without the namespace; `reference` names the function of `kernels/reference.py` that says what
     it computes; `implementations` maps a device kind to the symbol that does it there ("cpu": a function of the C
-    interface, `kernels/cpu/api.h`).
+    interface, `kernels/cpu/api.h`; programs call it through `kernels/cpu/shim.cpp`, by the operator's name without its
+    namespace, which is why no operator may be called as one of torch's own).
     """
 
     name: str
@@ -31,18 +32,27 @@ class Operator:
         return f"{NAMESPACE}::{self.name}"
 
 
-def _operator(name: str, arguments: str, **implementations: str) -> tuple[str, Operator]:
-    return name, Operator(name, f"{name}{arguments}", name, MappingProxyType(implementations))
+def _operator(name: str, reference: str, arguments: str, **implementations: str) -> tuple[str, Operator]:
+    return name, Operator(name, f"{name}{arguments}", reference, MappingProxyType(implementations))
 
 
 OPERATORS: Mapping[str, Operator] = MappingProxyType(
     dict(
         (
             _operator(
-                "linear", "(Tensor x, Tensor weight, Tensor? bias, int out_features) -> Tensor", cpu="pllm_linear"
+                "packed_linear",
+                "linear",
+                "(Tensor x, Tensor weight, Tensor? bias, int out_features) -> Tensor",
+                cpu="pllm_linear",
             ),
-            _operator("embedding", "(Tensor ids, Tensor weight, int num_embeddings) -> Tensor", cpu="pllm_embedding"),
             _operator(
+                "packed_embedding",
+                "embedding",
+                "(Tensor ids, Tensor weight, int num_embeddings) -> Tensor",
+                cpu="pllm_embedding",
+            ),
+            _operator(
+                "paged_attention",
                 "paged_attention",
                 "(Tensor q, Tensor k, Tensor v, Tensor(a!) kv, Tensor block_table, "
                 "Tensor query_start, Tensor context_len, Tensor? sinks, "

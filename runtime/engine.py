@@ -3,6 +3,7 @@
 from typing import Protocol
 
 from pllm.runtime.scheduler import Scheduler
+from pllm.runtime.scheduler_config import SchedulerConfig
 from pllm.runtime.sequence import Request
 from pllm.runtime.step import SchedulerOutput, SchedulerStats, StepResult, TokenDelta
 
@@ -21,6 +22,11 @@ class Engine:
     def __init__(self, scheduler: Scheduler, model_runner: ModelRunner) -> None:
         self._scheduler = scheduler
         self._model_runner = model_runner
+
+    @property
+    def config(self) -> SchedulerConfig:
+        """The limits, decided before the first request."""
+        return self._scheduler.config
 
     @property
     def has_unfinished(self) -> bool:

@@ -6,6 +6,7 @@ import subprocess
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 
 from pllm.kernels.cpu.sources import COMMON_FLAGS, LINK_FLAGS, SOURCES, Source
@@ -26,25 +27,29 @@ def build_library(
     sources: Sequence[Source] = SOURCES,
     flags: Sequence[str] = (),
     objects: Path | None = None,
+    torch_include: Path | None = None,
 ) -> Path:
     """Compile `sources` into the shared library `out` and return it.
 
     The same compiler and sources give the same bytes wherever the checkout or `out` lies: no path and no time gets
     into the library. `flags` are added to every compilation and to the link (sanitizers). `objects`: a folder in which
-    to leave the object files. The library appears at `out` whole or not at all.
+    to leave the object files. `torch_include`: the folder of torch's C headers; None: the installed torch's.
+    The library appears at `out` whole or not at all.
 
     Raises:
-        CompilerError: no such compiler, or it failed.
+        CompilerError: no such compiler, no headers of torch, or the compiler failed.
     """
     found = shutil.which(compiler)
     if found is None:
         raise CompilerError(f"no C++ compiler {compiler!r} on the PATH: install g++ (Debian: apt install g++)")
+    headers = _installed_headers() if torch_include is None else torch_include
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".ops-") as scratch:
         folder = Path(scratch) if objects is None else objects
         folder.mkdir(parents=True, exist_ok=True)
 
-        common = (found, *COMMON_FLAGS, f"-ffile-prefix-map={_HERE}=.", *flags)
+        maps = (f"-ffile-prefix-map={_HERE}=.", f"-ffile-prefix-map={headers}=torch")
+        common = (found, *COMMON_FLAGS, *maps, "-isystem", str(headers), *flags)
 
         def compile_one(source: Source) -> str:
             _run([*common, *source.flags, "-c", source.file, "-o", str(folder / source.object)])
@@ -57,6 +62,14 @@ def build_library(
         _run([found, *made, *LINK_FLAGS, f"-Wl,-soname,{out.name}", *flags, "-o", str(library)], cwd=folder)
         library.replace(out)
     return out
+
+
+def _installed_headers() -> Path:
+    """Found without importing torch, which takes seconds."""
+    torch = find_spec("torch")
+    if torch is None or torch.origin is None:
+        raise CompilerError("torch is not installed, and its C headers are needed: pip install torch")
+    return Path(torch.origin).parent / "include"
 
 
 def _run(command: list[str], cwd: Path = _HERE) -> None:

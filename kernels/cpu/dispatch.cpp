@@ -14,13 +14,17 @@ namespace {
 
 thread_local char last_error[512];
 
-__attribute__((format(printf, 2, 3))) int fail(int code, const char* format, ...) {
+}  // namespace
+
+int fail(int code, const char* format, ...) {
   va_list arguments;
   va_start(arguments, format);
   vsnprintf(last_error, sizeof last_error, format, arguments);
   va_end(arguments);
   return code;
 }
+
+namespace {
 
 int out_of_memory(int code) {
   return code ? fail(code, "no memory left for the operators' scratch space") : PLLM_OK;

@@ -18,6 +18,9 @@ void* scratch(ScratchSlot slot, size_t bytes);
 
 int num_threads();
 
+// Notes what pllm_last_error() says in this thread, and returns the code.
+__attribute__((format(printf, 2, 3))) int fail(int code, const char* format, ...);
+
 // Arguments are checked before these are called; they fail only for want of memory, returning PLLM_OUT_OF_MEMORY.
 struct Kernels {
   int (*linear)(const float* x, int64_t m, int64_t x_stride, const void* weight, int weight_dtype, int64_t n, int64_t k,

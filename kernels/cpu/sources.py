@@ -41,6 +41,7 @@ _AVX512 = (
 
 SOURCES = (
     Source("dispatch.cpp", "dispatch.o"),
+    Source("shim.cpp", "shim.o"),
     *(
         Source(f"{name}.cpp", f"{name}_{isa}.o", flags)
         for name in ("linear", "attention", "sampling")

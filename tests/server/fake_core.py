@@ -57,16 +57,11 @@ def logprobs_of(token: int) -> TokenLogprobs:
     return TokenLogprobs(token, -1.5, 2, ((ord("x"), -0.5, 1), (token, -1.5, 2), (ord("z"), float("-inf"), 3)))
 
 
-class ConfiguredEngine(Engine):
-    config: SchedulerConfig
-
-
 class FakeCore:
     manifest = SimpleNamespace(name="parrot", provenance=SimpleNamespace(checkpoint="tests/parrot"))
 
     def __init__(self, config: SchedulerConfig) -> None:
-        self.engine = ConfiguredEngine(Scheduler(config), Parrot(float(os.environ.get("PLLM_FAKE_STEP", "0"))))
-        self.engine.config = config
+        self.engine = Engine(Scheduler(config), Parrot(float(os.environ.get("PLLM_FAKE_STEP", "0"))))
 
     def close(self) -> None:
         pass

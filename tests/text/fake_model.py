@@ -34,14 +34,6 @@ class FunctionRunner:
         return StepResult(tuple(tokens), prompt_logprobs)
 
 
-class ConfiguredEngine(Engine):
-    """The engine, which tells its limits."""
-
-    def __init__(self, config: SchedulerConfig, runner: FunctionRunner) -> None:
-        super().__init__(Scheduler(config), runner)
-        self.config = config  # type: ignore[misc]
-
-
 class FakeCore:
     """Stands for `pllm.runtime.engine_core.EngineCore`. Set `next_token` and `config` before it is opened."""
 
@@ -62,7 +54,8 @@ class FakeCore:
         }
         own = {name: value for name, value in limits.items() if name in defaults}
         self.runner = FunctionRunner(type(self).next_token)
-        self.engine = ConfiguredEngine(SchedulerConfig(**{**defaults, **type(self).config, **own}), self.runner)
+        config = SchedulerConfig(**{**defaults, **type(self).config, **own})
+        self.engine = Engine(Scheduler(config), self.runner)
         self.is_closed = False
 
     @classmethod

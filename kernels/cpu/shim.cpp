@@ -1,0 +1,279 @@
+// The operators as AOTInductor's programs call them: tensors by torch's C interface, checked and handed to api.h.
+//
+// Torch's functions are weak references. So the library also loads where there is no torch (the sampler, the tests), and its
+// operators still work for a caller that has pointers. A program's library is loaded after torch, and finds them.
+#include <string.h>
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+
+#include "api.h"
+#include "kernels.h"
+
+#pragma weak aoti_torch_device_type_cpu
+#pragma weak aoti_torch_delete_tensor_object
+#pragma weak aoti_torch_dtype_bfloat16
+#pragma weak aoti_torch_dtype_float32
+#pragma weak aoti_torch_dtype_int32
+#pragma weak aoti_torch_dtype_int64
+#pragma weak aoti_torch_empty_strided
+#pragma weak aoti_torch_get_data_ptr
+#pragma weak aoti_torch_get_dim
+#pragma weak aoti_torch_get_dtype
+#pragma weak aoti_torch_get_sizes
+#pragma weak aoti_torch_get_strides
+
+namespace {
+
+using pllm::fail;
+
+constexpr AOTITorchError kFailed = 1;
+
+struct Tensor {
+  void* data = nullptr;
+  int64_t* sizes = nullptr;
+  int64_t* strides = nullptr;
+  int64_t dim = 0;
+  int32_t dtype = 0;
+
+  int64_t numel() const {
+    int64_t n = 1;
+    for (int64_t i = 0; i < dim; i++) n *= sizes[i];
+    return n;
+  }
+  // Of the last `count` dimensions; 1 element or none has no strides that matter.
+  bool contiguous(int64_t count) const {
+    int64_t expected = 1;
+    for (int64_t i = dim - 1; i >= dim - count; i--) {
+      if (sizes[i] != 1 && strides[i] != expected) return numel() == 0;
+      expected *= sizes[i];
+    }
+    return true;
+  }
+};
+
+bool torch_is_there() {
+  if (&aoti_torch_empty_strided) return true;
+  fail(PLLM_INVALID_ARGUMENT, "the operator library was loaded before torch's libtorch_cpu.so: load that one first");
+  return false;
+}
+
+// False, with the reason, where the tensor is not as the operator needs it. `dtype` below 0: any.
+bool read(AtenTensorHandle handle, const char* name, int64_t dim, int32_t dtype, Tensor* t) {
+  if (!handle || aoti_torch_get_dim(handle, &t->dim) || aoti_torch_get_dtype(handle, &t->dtype) ||
+      aoti_torch_get_sizes(handle, &t->sizes) || aoti_torch_get_strides(handle, &t->strides) ||
+      aoti_torch_get_data_ptr(handle, &t->data)) {
+    fail(PLLM_INVALID_ARGUMENT, "%s is no tensor that can be read", name);
+    return false;
+  }
+  if (dim >= 0 && t->dim != dim) {
+    fail(PLLM_INVALID_ARGUMENT, "%s has %lld dimensions, not %lld", name, (long long)t->dim, (long long)dim);
+    return false;
+  }
+  if (dtype >= 0 && t->dtype != dtype) {
+    fail(PLLM_INVALID_ARGUMENT, "%s has torch's dtype %d, not %d", name, t->dtype, dtype);
+    return false;
+  }
+  return true;
+}
+
+bool read_contiguous(AtenTensorHandle handle, const char* name, int64_t dim, int32_t dtype, Tensor* t) {
+  if (!read(handle, name, dim, dtype, t)) return false;
+  if (t->contiguous(t->dim)) return true;
+  fail(PLLM_INVALID_ARGUMENT, "%s is not contiguous", name);
+  return false;
+}
+
+// float32 or bfloat16, as api.h calls them; -1 with the reason for another.
+int stored_dtype(const Tensor& t, const char* name) {
+  if (t.dtype == aoti_torch_dtype_float32()) return PLLM_FLOAT32;
+  if (t.dtype == aoti_torch_dtype_bfloat16()) return PLLM_BFLOAT16;
+  fail(PLLM_INVALID_ARGUMENT, "%s has torch's dtype %d, neither float32 nor bfloat16", name, t.dtype);
+  return -1;
+}
+
+bool read_packed(AtenTensorHandle handle, int64_t out_features, int64_t in_features, Tensor* t, int* dtype) {
+  if (!read_contiguous(handle, "weight", 3, -1, t)) return false;
+  *dtype = stored_dtype(*t, "weight");
+  if (*dtype < 0) return false;
+  if (t->sizes[0] == (out_features + 31) / 32 && (in_features < 0 || t->sizes[1] == in_features) && t->sizes[2] == 32)
+    return true;
+  fail(PLLM_INVALID_ARGUMENT, "weight is packed as [%lld, %lld, %lld], for %lld rows of %lld", (long long)t->sizes[0],
+       (long long)t->sizes[1], (long long)t->sizes[2], (long long)out_features, (long long)in_features);
+  return false;
+}
+
+bool read_optional(AtenTensorHandle* handle, const char* name, int64_t size, Tensor* t) {
+  if (!handle || !*handle) return true;
+  if (!read_contiguous(*handle, name, 1, aoti_torch_dtype_float32(), t)) return false;
+  if (t->sizes[0] == size) return true;
+  fail(PLLM_INVALID_ARGUMENT, "%s has %lld elements, not %lld", name, (long long)t->sizes[0], (long long)size);
+  return false;
+}
+
+constexpr int64_t kMaxDim = 8;
+
+// The leading dimensions as one: how far apart the rows of [..., K] are. False where they are not evenly apart.
+bool collapse(const Tensor& t, int64_t* rows, int64_t* row_stride) {
+  if (t.dim < 1 || t.dim > kMaxDim) {
+    fail(PLLM_INVALID_ARGUMENT, "x has %lld dimensions, not 1 to %lld", (long long)t.dim, (long long)kMaxDim);
+    return false;
+  }
+  const int64_t k = t.sizes[t.dim - 1];
+  *rows = 1;
+  *row_stride = k;
+  bool even = k <= 1 || t.strides[t.dim - 1] == 1;
+  for (int64_t i = t.dim - 2; i >= 0; i--) {
+    if (t.sizes[i] == 1) continue;
+    if (*rows == 1) *row_stride = t.strides[i];
+    else if (t.strides[i] != *row_stride * *rows) even = false;
+    *rows *= t.sizes[i];
+  }
+  if (even || *rows == 0) return true;
+  fail(PLLM_INVALID_ARGUMENT, "the rows of x are not evenly apart, or not contiguous");
+  return false;
+}
+
+// A new contiguous float32 tensor.
+AOTITorchError make(const int64_t* sizes, int64_t dim, AtenTensorHandle* ret, float** data) {
+  int64_t strides[kMaxDim];
+  int64_t stride = 1;
+  for (int64_t i = dim - 1; i >= 0; i--) {
+    strides[i] = stride;
+    stride *= sizes[i] > 1 ? sizes[i] : 1;
+  }
+  void* memory = nullptr;
+  if (aoti_torch_empty_strided(dim, sizes, strides, aoti_torch_dtype_float32(), aoti_torch_device_type_cpu(), 0, ret)) {
+    fail(PLLM_OUT_OF_MEMORY, "no memory left for an operator's output");
+    return kFailed;
+  }
+  if (aoti_torch_get_data_ptr(*ret, &memory)) {
+    fail(PLLM_OUT_OF_MEMORY, "an operator's output has no data");
+    return kFailed;
+  }
+  *data = (float*)memory;
+  return AOTI_TORCH_SUCCESS;
+}
+
+// What the operator came to. A tensor that was made for nothing is given back.
+AOTITorchError finish(int code, AtenTensorHandle* ret) {
+  if (!code) return AOTI_TORCH_SUCCESS;
+  aoti_torch_delete_tensor_object(*ret);
+  *ret = nullptr;
+  return kFailed;
+}
+
+// [1, heads, tokens, head_dim] as api.h's (token, head, element).
+void strides_of(const Tensor& t, int64_t out[3]) {
+  out[0] = t.strides[2];
+  out[1] = t.strides[1];
+  out[2] = t.sizes[3] == 1 ? 1 : t.strides[3];
+}
+
+}  // namespace
+
+extern "C" {
+
+PLLM_EXPORT AOTITorchError aoti_torch_cpu_packed_linear(AtenTensorHandle x, AtenTensorHandle weight, AtenTensorHandle* bias,
+                                                        int64_t out_features, AtenTensorHandle* ret0) {
+  if (!torch_is_there()) return kFailed;
+  Tensor tx, tw, tb;
+  int64_t rows, row_stride;
+  int dtype;
+  float* y;
+  if (!read(x, "x", -1, aoti_torch_dtype_float32(), &tx) || !collapse(tx, &rows, &row_stride)) return kFailed;
+  const int64_t k = tx.sizes[tx.dim - 1];
+  if (!read_packed(weight, out_features, k, &tw, &dtype) || !read_optional(bias, "bias", out_features, &tb)) return kFailed;
+  int64_t sizes[kMaxDim];
+  memcpy(sizes, tx.sizes, (size_t)tx.dim * sizeof *sizes);
+  sizes[tx.dim - 1] = out_features;
+  if (make(sizes, tx.dim, ret0, &y)) return kFailed;
+  return finish(pllm_linear((const float*)tx.data, rows, row_stride, tw.data, dtype, out_features, k, (const float*)tb.data, y,
+                            out_features),
+                ret0);
+}
+
+PLLM_EXPORT AOTITorchError aoti_torch_cpu_packed_embedding(AtenTensorHandle ids, AtenTensorHandle weight,
+                                                           int64_t num_embeddings, AtenTensorHandle* ret0) {
+  if (!torch_is_there()) return kFailed;
+  Tensor ti, tw;
+  int dtype;
+  float* y;
+  if (!read_contiguous(ids, "ids", -1, aoti_torch_dtype_int64(), &ti) || !read_packed(weight, num_embeddings, -1, &tw, &dtype))
+    return kFailed;
+  if (ti.dim >= kMaxDim) {
+    fail(PLLM_INVALID_ARGUMENT, "ids has %lld dimensions", (long long)ti.dim);
+    return kFailed;
+  }
+  int64_t sizes[kMaxDim];
+  memcpy(sizes, ti.sizes, (size_t)ti.dim * sizeof *sizes);
+  sizes[ti.dim] = tw.sizes[1];
+  if (make(sizes, ti.dim + 1, ret0, &y)) return kFailed;
+  return finish(pllm_embedding((const int64_t*)ti.data, ti.numel(), tw.data, dtype, num_embeddings, tw.sizes[1], y, tw.sizes[1]),
+                ret0);
+}
+
+PLLM_EXPORT AOTITorchError aoti_torch_cpu_paged_attention(AtenTensorHandle q, AtenTensorHandle k, AtenTensorHandle v,
+                                                          AtenTensorHandle kv, AtenTensorHandle block_table,
+                                                          AtenTensorHandle query_start, AtenTensorHandle context_len,
+                                                          AtenTensorHandle* sinks, int64_t layer, double scale,
+                                                          int64_t sliding_window, double softcap, AtenTensorHandle* ret0) {
+  if (!torch_is_there()) return kFailed;
+  const int32_t f32 = aoti_torch_dtype_float32(), i32 = aoti_torch_dtype_int32();
+  Tensor tq, tk, tv, pool, table, start, context, ts;
+  if (!read(q, "q", 4, f32, &tq) || !read(k, "k", 4, f32, &tk) || !read(v, "v", 4, f32, &tv) ||
+      !read_contiguous(kv, "kv", 6, -1, &pool) || !read_contiguous(block_table, "block_table", 2, i32, &table) ||
+      !read_contiguous(query_start, "query_start", 1, i32, &start) ||
+      !read_contiguous(context_len, "context_len", 1, i32, &context) ||
+      !read_optional(sinks, "sinks", tq.sizes[1], &ts))
+    return kFailed;
+  const int kv_dtype = stored_dtype(pool, "kv");
+  if (kv_dtype < 0) return kFailed;
+  const int64_t heads = tq.sizes[1], tokens = tq.sizes[2], head_dim = tq.sizes[3], kv_heads = pool.sizes[3];
+  for (const Tensor* t : {&tk, &tv})
+    if (t->sizes[0] != 1 || t->sizes[1] != kv_heads || t->sizes[2] != tokens || t->sizes[3] != head_dim) {
+      fail(PLLM_INVALID_ARGUMENT, "%s is [%lld, %lld, %lld, %lld], not [1, %lld, %lld, %lld]", t == &tk ? "k" : "v",
+           (long long)t->sizes[0], (long long)t->sizes[1], (long long)t->sizes[2], (long long)t->sizes[3], (long long)kv_heads,
+           (long long)tokens, (long long)head_dim);
+      return kFailed;
+    }
+  if (tq.sizes[0] != 1 || pool.sizes[2] != 2 || pool.sizes[5] != head_dim || start.sizes[0] != table.sizes[0] + 1 ||
+      context.sizes[0] != table.sizes[0]) {
+    fail(PLLM_INVALID_ARGUMENT,
+         "shapes differ: %lld batches of q, kv of %lld and head_dim %lld (q: %lld), %lld query starts, %lld contexts, %lld tables",
+         (long long)tq.sizes[0], (long long)pool.sizes[2], (long long)pool.sizes[5], (long long)head_dim,
+         (long long)start.sizes[0], (long long)context.sizes[0], (long long)table.sizes[0]);
+    return kFailed;
+  }
+  float* out;
+  const int64_t sizes[4] = {1, tokens, heads, head_dim};
+  if (make(sizes, 4, ret0, &out)) return kFailed;
+  PllmPagedAttention a = {};
+  a.q = (const float*)tq.data;
+  a.k = (const float*)tk.data;
+  a.v = (const float*)tv.data;
+  strides_of(tq, a.q_strides);
+  strides_of(tk, a.k_strides);
+  strides_of(tv, a.v_strides);
+  a.kv = pool.data;
+  a.block_table = (const int32_t*)table.data;
+  a.query_start = (const int32_t*)start.data;
+  a.context_len = (const int32_t*)context.data;
+  a.sinks = (const float*)ts.data;
+  a.out = out;
+  a.tokens = tokens;
+  a.heads = heads;
+  a.kv_heads = kv_heads;
+  a.head_dim = head_dim;
+  a.sequences = table.sizes[0];
+  a.table_width = table.sizes[1];
+  a.num_blocks = pool.sizes[0];
+  a.num_layers = pool.sizes[1];
+  a.block_size = pool.sizes[4];
+  a.layer = layer;
+  a.sliding_window = sliding_window;
+  a.kv_dtype = kv_dtype;
+  a.scale = (float)scale;
+  a.softcap = (float)softcap;
+  return finish(pllm_paged_attention(&a), ret0);
+}
+
+}  // extern "C"

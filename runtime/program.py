@@ -1,0 +1,334 @@
+"""A compiled program: the only file that knows AOTInductor.
+
+A program is a shared library with AOTInductor's C interface (torch/csrc/inductor/aoti_runtime/interface.h). It calls
+torch's C functions, found in libtorch_cpu, and our operators, found in the operator library. Python's torch is not
+imported: that takes seconds, and nothing of it is needed.
+"""
+
+import ctypes
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pllm.runtime.artifact import Weight
+from pllm.runtime.errors import ArtifactDamagedError, ArtifactMismatchError, PllmError
+from pllm.runtime.manifest import ProgramInfo, TensorInfo
+
+__all__ = ["Program", "load_torch"]
+
+# By the manifest's names: what numpy holds it as (it has no bfloat16), and safetensors' name.
+_NUMPY = {
+    "float32": np.dtype(np.float32),
+    "bfloat16": np.dtype(np.uint16),
+    "int64": np.dtype(np.int64),
+    "int32": np.dtype(np.int32),
+}
+_SAFETENSORS = {
+    "F32": "float32",
+    "BF16": "bfloat16",
+    "F16": "float16",
+    "I64": "int64",
+    "I32": "int32",
+    "I8": "int8",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
+
+_handle = ctypes.c_void_p
+_handles = ctypes.POINTER(ctypes.c_void_p)
+_sizes = ctypes.POINTER(ctypes.c_int64)
+_TORCH: dict[str, tuple[Any, ...]] = {
+    "aoti_torch_create_tensor_from_blob": (
+        *(_handle, ctypes.c_int64, _sizes, _sizes, ctypes.c_int64),
+        *(ctypes.c_int32, ctypes.c_int32, ctypes.c_int32, _handles),
+    ),
+    "aoti_torch_delete_tensor_object": (_handle,),
+    "aoti_torch_get_data_ptr": (_handle, _handles),
+    "aoti_torch_get_dim": (_handle, _sizes),
+    "aoti_torch_get_dtype": (_handle, ctypes.POINTER(ctypes.c_int32)),
+    "aoti_torch_get_sizes": (_handle, ctypes.POINTER(_sizes)),
+    "aoti_torch_get_strides": (_handle, ctypes.POINTER(_sizes)),
+}
+
+
+class _ConstantEntry(ctypes.Structure):
+    """AOTInductorConstantMapEntry."""
+
+    _fields_ = (("name", ctypes.c_char_p), ("handle", _handle))
+
+
+_size_out = ctypes.POINTER(ctypes.c_size_t)
+_text_out = ctypes.POINTER(ctypes.c_char_p)
+_CONTAINER: dict[str, tuple[Any, ...]] = {
+    "CreateWithDevice": (_handles, ctypes.c_size_t, ctypes.c_char_p, ctypes.c_char_p),
+    "Delete": (_handle,),
+    "GetNumInputs": (_handle, _size_out),
+    "GetNumOutputs": (_handle, _size_out),
+    "GetNumConstants": (_handle, _size_out),
+    "GetConstantName": (_handle, ctypes.c_size_t, _text_out),
+    "GetConstantOriginalFQN": (_handle, ctypes.c_size_t, _text_out),
+    "GetConstantDtype": (_handle, ctypes.c_size_t, ctypes.POINTER(ctypes.c_int32)),
+    "GetConstantDataSize": (_handle, ctypes.c_size_t, _size_out),
+    "UpdateUserManagedConstantBufferPairs": (
+        *(_handle, ctypes.POINTER(_ConstantEntry), ctypes.c_size_t),
+        *(ctypes.c_bool, ctypes.c_bool),
+    ),
+    "RunSingleThreaded": (_handle, _handles, ctypes.c_size_t, _handles, ctypes.c_size_t, _handle, _handle),
+}
+
+
+def load_torch() -> ctypes.CDLL:
+    """Torch's C library, loaded for all libraries that come after it; the operator library must.
+
+    Raises ArtifactMismatchError where torch is not installed or cannot be loaded.
+    """
+    torch = find_spec("torch")
+    if torch is None or torch.origin is None:
+        raise ArtifactMismatchError("torch is not installed, and compiled programs call it: pip install torch")
+    folder = Path(torch.origin).parent / "lib"
+    # Torch brings its own OpenMP library. Loaded first, it is the one for the operators too: one team of threads.
+    libraries = [*sorted(folder.glob("libgomp*.so*")), folder / "libc10.so", folder / "libtorch_cpu.so"]
+    try:
+        handle = [ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL) for path in libraries][-1]
+        for name, arguments in _TORCH.items():
+            getattr(handle, name).argtypes = arguments
+    except (OSError, AttributeError) as error:
+        raise ArtifactMismatchError(f"the installed torch cannot be loaded: {error}; install it anew") from error
+    return handle
+
+
+class _Torch:
+    """Torch's tensors, as far as a program needs them."""
+
+    def __init__(self) -> None:
+        self.library = load_torch()
+        names = ("float32", "bfloat16", "float16", "int64", "int32", "int8", "uint8", "bool")
+        self.dtypes = {name: int(getattr(self.library, f"aoti_torch_dtype_{name}")()) for name in names}
+        self._cpu = int(self.library.aoti_torch_device_type_cpu())
+
+    def tensor(self, address: int, shape: Sequence[int], dtype: str) -> int:
+        """A handle to a contiguous tensor over memory that the caller keeps."""
+        dim = len(shape)
+        strides = [1] * dim
+        for i in range(dim - 2, -1, -1):
+            strides[i] = strides[i + 1] * max(shape[i + 1], 1)
+        sizes_type = ctypes.c_int64 * dim
+        handle = ctypes.c_void_p()
+        failed = self.library.aoti_torch_create_tensor_from_blob(
+            *(address, dim, sizes_type(*shape), sizes_type(*strides), 0),
+            *(self.dtypes[dtype], self._cpu, 0, ctypes.byref(handle)),
+        )
+        if failed or not handle.value:
+            raise PllmError(f"torch made no tensor of {dtype}{list(shape)}")
+        return handle.value
+
+    def delete(self, handle: int | None) -> None:
+        if handle:
+            self.library.aoti_torch_delete_tensor_object(handle)
+
+    def array(self, handle: int) -> NDArray[np.float32]:
+        """A view of a contiguous float32 tensor; the tensor goes with the view."""
+        owner = _TensorOwner(self, handle)
+        dim, dtype, address = ctypes.c_int64(), ctypes.c_int32(), ctypes.c_void_p()
+        sizes, strides = _sizes(), _sizes()
+        lib = self.library
+        if (
+            lib.aoti_torch_get_dim(handle, ctypes.byref(dim))
+            or lib.aoti_torch_get_dtype(handle, ctypes.byref(dtype))
+            or lib.aoti_torch_get_sizes(handle, ctypes.byref(sizes))
+            or lib.aoti_torch_get_strides(handle, ctypes.byref(strides))
+            or lib.aoti_torch_get_data_ptr(handle, ctypes.byref(address))
+        ):
+            raise PllmError("the program's output cannot be read")
+        if dtype.value != self.dtypes["float32"]:
+            raise PllmError(f"the program's output has torch's dtype {dtype.value}, not float32")
+        owner.__array_interface__ = {
+            "version": 3,
+            "typestr": "<f4",
+            "shape": tuple(sizes[: dim.value]),
+            "strides": tuple(4 * stride for stride in strides[: dim.value]),
+            "data": (address.value or 0, True),
+        }
+        return np.asarray(owner)
+
+
+class _TensorOwner:
+    """Gives a tensor back when the last array that views it is gone."""
+
+    __array_interface__: dict[str, Any]
+
+    def __init__(self, torch: _Torch, handle: int) -> None:
+        self._torch = torch
+        self._handle = handle
+
+    def __del__(self) -> None:
+        self._torch.delete(self._handle)
+
+
+class Program:
+    """An opened program with its weights. One thread runs it; `close` ends it."""
+
+    def __init__(
+        self, info: ProgramInfo, torch: _Torch, library: ctypes.CDLL, operators: Sequence[ctypes.CDLL]
+    ) -> None:
+        self.info = info
+        self._torch = torch
+        self._library = library
+        self._operators = operators
+        self._container = ctypes.c_void_p()
+        self._constants: list[int] = []
+        self._call("CreateWithDevice", ctypes.byref(self._container), 1, b"cpu", None)
+
+    @classmethod
+    def open(
+        cls, info: ProgramInfo, library: Path, weights: Mapping[str, Weight], operators: Sequence[Path]
+    ) -> "Program":
+        """Load the program's `library`, after the `operators`, and give it its weights, which must outlive it.
+
+        Raises ArtifactMismatchError where it cannot be loaded here, ArtifactDamagedError where the manifest, the
+        program and the weights do not agree.
+        """
+        torch = _Torch()
+        try:
+            loaded = [ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL) for path in operators]
+            for handle in loaded:
+                handle.pllm_last_error.restype = ctypes.c_char_p
+            program_library = ctypes.CDLL(str(library))
+            for name, arguments in _CONTAINER.items():
+                getattr(program_library, f"AOTInductorModelContainer{name}").argtypes = arguments
+        except (OSError, AttributeError) as error:
+            raise ArtifactMismatchError(f"{library} cannot be loaded: {error}; build the artifact again") from error
+        program = cls(info, torch, program_library, loaded)
+        try:
+            program._check_interface(library)
+            program._give_weights(library, weights)
+        except BaseException:
+            program.close()
+            raise
+        return program
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+        """One forward call: the inputs by name (bfloat16 as its uint16 bits), contiguous; returns the first output.
+
+        The result is a view of the program's own tensor, read-only, and keeps it alive. Raises PllmError for inputs
+        that are not as the program's `info` says, and where an operator refuses; the engine is then unusable.
+        """
+        self._check(inputs)
+        torch, infos = self._torch, self.info.inputs
+        handles = (ctypes.c_void_p * len(infos))()
+        try:
+            for i, info in enumerate(infos):
+                array = inputs[info.name]
+                handles[i] = torch.tensor(array.ctypes.data, array.shape, info.dtype)
+        except BaseException:
+            for handle in handles:
+                torch.delete(handle)
+            raise
+        outputs = (ctypes.c_void_p * len(self.info.outputs))()
+        # The input handles are the program's from here on, also where it fails.
+        self._call("RunSingleThreaded", self._container, handles, len(handles), outputs, len(outputs), None, None)
+        for handle in outputs[1:]:
+            torch.delete(handle)
+        logits = outputs[0]
+        if logits is None:
+            raise PllmError(f"program {self.info.name!r} gave no output")
+        return torch.array(logits)
+
+    def close(self) -> None:
+        """Free the program; its library stays loaded. Arrays that `run` returned stay valid."""
+        if self._container:
+            self._call("Delete", self._container)
+            self._container = ctypes.c_void_p()
+        for handle in self._constants:
+            self._torch.delete(handle)
+        self._constants = []
+
+    def _call(self, name: str, *arguments: object) -> None:
+        if getattr(self._library, f"AOTInductorModelContainer{name}")(*arguments):
+            said = [(library.pllm_last_error() or b"").decode(errors="replace") for library in self._operators]
+            said.append(self._last_error())
+            reason = "; ".join(text for text in said if text) or "the reason is on the standard error output"
+            raise PllmError(f"program {self.info.name!r}: {name} failed: {reason}")
+
+    def _last_error(self) -> str:
+        text = ctypes.c_char_p()
+        try:
+            get = self._library.AOTInductorGetLastError
+        except AttributeError:
+            return ""
+        get(ctypes.byref(text))
+        return (text.value or b"").decode(errors="replace")
+
+    def _number(self, name: str, *arguments: object, kind: Any = ctypes.c_size_t) -> int:
+        out = kind()
+        self._call(name, self._container, *arguments, ctypes.byref(out))
+        return int(out.value)
+
+    def _text(self, name: str, index: int) -> str:
+        out = ctypes.c_char_p()
+        self._call(name, self._container, index, ctypes.byref(out))
+        return (out.value or b"").decode()
+
+    def _check_interface(self, library: Path) -> None:
+        has = (self._number("GetNumInputs"), self._number("GetNumOutputs"))
+        said = (len(self.info.inputs), len(self.info.outputs))
+        if has != said:
+            raise ArtifactDamagedError(f"{library} has {has} inputs and outputs, its manifest says {said}", library)
+
+    def _give_weights(self, library: Path, weights: Mapping[str, Weight]) -> None:
+        """Checks what AOTInductor does not: that each constant gets a weight of its own dtype and size."""
+
+        def damaged(reason: str) -> ArtifactDamagedError:
+            return ArtifactDamagedError(f"{library}: {reason}; build the artifact again", library)
+
+        names = {constant.name: constant.weight for constant in self.info.constants}
+        count = self._number("GetNumConstants")
+        found: set[str] = set()
+        entries = (_ConstantEntry * count)()
+        for i in range(count):
+            constant = self._text("GetConstantOriginalFQN", i)
+            weight = weights.get(names.get(constant, ""))
+            if weight is None:
+                raise damaged(f"no weight for the program's constant {constant!r}")
+            dtype = _SAFETENSORS.get(weight.dtype)
+            wanted = (self._number("GetConstantDtype", i, kind=ctypes.c_int32), self._number("GetConstantDataSize", i))
+            if dtype is None or (self._torch.dtypes[dtype], weight.nbytes) != wanted:
+                raise damaged(
+                    f"constant {constant!r} has torch's dtype {wanted[0]} and {wanted[1]} bytes, but its weight "
+                    f"{weight.name!r} is {weight.dtype}{list(weight.shape)}"
+                )
+            handle = self._torch.tensor(weight.address, weight.shape, dtype)
+            self._constants.append(handle)
+            entries[i] = _ConstantEntry(self._text("GetConstantName", i).encode(), handle)
+            found.add(constant)
+        if found != set(names):
+            raise damaged(f"the manifest gives weights for constants that it lacks: {sorted(set(names) - found)}")
+        if count:
+            self._call("UpdateUserManagedConstantBufferPairs", self._container, entries, count, False, True)
+
+    def _check(self, inputs: Mapping[str, NDArray[Any]]) -> None:
+        if len(inputs) != len(self.info.inputs):
+            raise PllmError(f"program {self.info.name!r} takes {[info.name for info in self.info.inputs]}")
+        bound: dict[str, int] = {}
+        for info in self.info.inputs:
+            self._check_input(info, inputs[info.name], bound)
+
+    def _check_input(self, info: TensorInfo, array: NDArray[Any], bound: dict[str, int]) -> None:
+        fits = array.dtype == _NUMPY[info.dtype] and array.ndim == len(info.shape) and array.flags.c_contiguous
+        if fits:
+            for term, size in zip(info.shape, array.shape, strict=True):
+                if isinstance(term, str):
+                    dim = self.info.dims[term]
+                    fits = fits and dim.min <= size <= dim.max and bound.setdefault(term, size) == size
+                else:
+                    fits = fits and term == size
+        if not fits:
+            limits = {term: self.info.dims[term] for term in info.shape if isinstance(term, str)}
+            raise PllmError(
+                f"program {self.info.name!r}: {info.name} is {array.dtype}{list(array.shape)}, and must be "
+                f"{info.dtype}{list(info.shape)}, contiguous, with {limits} and {bound}"
+            )
