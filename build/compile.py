@@ -1,0 +1,141 @@
+"""Compile: the rewritten graph through AOTInductor to a shared library. The one file that imports torch._inductor.
+
+Inductor writes C++; we compile it ourselves. So the flags are ours to choose and to record, the same graph gives the same
+bytes, and no path of the build machine gets into what is shipped.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch._inductor import aoti_compile_and_package
+
+from pllm.build.export import DIMS, INPUTS
+from pllm.build.pipeline import Build
+from pllm.build.progress import StageProgress
+from pllm.build.traced import Traced
+from pllm.kernels.cpu.compile import CompilerError, build_library
+from pllm.runtime.errors import BuildError
+from pllm.runtime.machine import Machine
+from pllm.runtime.manifest import Constant, ProgramInfo, Requires, TensorInfo
+
+__all__ = ["OPERATORS_LIBRARY", "compile_graph", "compile_programs", "operator_library"]
+
+OPERATORS_LIBRARY = "ops/libpllm_ops.so"
+_PROGRAM = "programs/main/model.so"
+_TORCH_INCLUDE = Path(torch.__file__).parent / "include"
+_HANDLE = "AtenTensorHandle"
+
+_X86_64_V3 = ("avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe", "abm")
+"""By the names of /proc/cpuinfo: what ``-march=x86-64-v3`` takes for granted beyond v2."""
+_CPUINFO = {"avx512vnni": "avx512_vnni", "avx512bf16": "avx512_bf16"}
+_LEFT_OUT = frozenset(("march=native", "g1", "Wall", "pedantic", "fno-omit-frame-pointer"))
+
+_C_SHIMS = {
+    "packed_linear": f"{_HANDLE} x, {_HANDLE} weight, {_HANDLE}* bias, int64_t out_features",
+    "packed_embedding": f"{_HANDLE} ids, {_HANDLE} weight, int64_t num_embeddings",
+    "paged_attention": (
+        f"{_HANDLE} q, {_HANDLE} k, {_HANDLE} v, {_HANDLE} kv, {_HANDLE} block_table, {_HANDLE} query_start, "
+        f"{_HANDLE} context_len, {_HANDLE}* sinks, int64_t layer, double scale, int64_t sliding_window, double softcap"
+    ),
+}
+"""The operators' arguments in AOTInductor's C interface, as `kernels/cpu/shim.cpp` defines them."""
+
+
+def compile_programs(build: Build, progress: StageProgress) -> None:
+    """One program for the CPU: tokens, sequences and blocks are dynamic. Raises BuildError where a compiler fails."""
+    traced: Traced = build.exported
+    operator_library(build.staging.path(OPERATORS_LIBRARY))
+    progress.say(f"operators: {OPERATORS_LIBRARY}")
+    isa = compile_graph(traced, build.staging.path(_PROGRAM))
+    names = traced.names()
+    build.operators = (OPERATORS_LIBRARY,)
+    build.programs = (
+        ProgramInfo(
+            name="main",
+            file=_PROGRAM,
+            dims=DIMS,
+            inputs=INPUTS(build.kv),
+            outputs=(TensorInfo(name="logits", dtype="float32", shape=("rows", build.model.vocab_size)),),
+            constants=tuple(Constant(name=name, weight=name) for name in names.values()),
+        ),
+    )
+    here = Machine.this()
+    build.requires = Requires(
+        torch=here.torch or torch.__version__.split("+")[0],
+        device="cpu",
+        machine=here.architecture,
+        isa=isa,
+        glibc=here.glibc or "",
+    )
+    progress.say(f"program main: {len(names)} constants, {', '.join(isa)}")
+
+
+def operator_library(out: Path) -> Path:
+    """Build the operators as a compiled program calls them, against the headers of the installed torch."""
+    try:
+        return build_library(out, torch_include=_TORCH_INCLUDE)
+    except CompilerError as error:
+        raise BuildError(str(error)) from error
+
+
+def compile_graph(traced: Traced, out: Path) -> tuple[str, ...]:
+    """Compile to the shared library ``out``; the CPU features that it needs, by the names of ``/proc/cpuinfo``."""
+    shims = {
+        getattr(torch.ops.pllm, name).default: [
+            f"AOTITorchError aoti_torch_cpu_{name}({arguments}, {_HANDLE}* ret0)"
+        ]
+        for name, arguments in _C_SHIMS.items()
+    }
+    options: dict[str, Any] = {
+        "aot_inductor.package_constants_in_so": False,
+        "aot_inductor.package_cpp_only": True,
+        "aot_inductor.model_name_for_generated_files": "model",
+        "aot_inductor.custom_ops_to_c_shims": shims,
+        "cpp.dynamic_threads": True,
+    }
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".aoti-") as scratch:
+        package = Path(scratch) / "model.pt2"
+        try:
+            aoti_compile_and_package(traced.program, package_path=str(package), inductor_configs=options)
+        except Exception as error:
+            lines = str(error).strip().splitlines()
+            raise BuildError(f"AOTInductor cannot compile this graph: {lines[0] if lines else error!r}") from error
+        return _compile_sources(package, Path(scratch) / "source", out)
+
+
+def _compile_sources(package: Path, folder: Path, out: Path) -> tuple[str, ...]:
+    folder.mkdir()
+    with zipfile.ZipFile(package) as archive:
+        for member in archive.namelist():
+            if "/data/aotinductor/" in member:
+                (folder / Path(member).name).write_bytes(archive.read(member))
+    flags = json.loads((folder / "model.wrapper_compile_flags.json").read_text(encoding="utf-8"))
+    vector = [flag for text in flags["passthrough_args"] for flag in text.split() if flag.startswith("-m")]
+    command = [_compiler(flags["compiler"]), "-shared", "-march=x86-64-v3", *vector]
+    command += [f"-{flag}" for flag in flags["cflags"] if flag not in _LEFT_OUT]
+    command += [f"-D{name.strip()}" for name in flags["definitions"]]
+    command += ["-I", str(_TORCH_INCLUDE), "-I", str(_TORCH_INCLUDE / "torch/csrc/api/include")]
+    command += [f"-ffile-prefix-map={_TORCH_INCLUDE}=torch", "-w", "-Wl,--build-id=none"]
+    command += [*sorted(p.name for p in folder.iterdir() if p.suffix in (".cpp", ".o"))]
+    # libtorch is loaded before the program, by its own path: no search path belongs into the library.
+    command += ["-L", str(Path(torch.__file__).parent / "lib"), "-ltorch_cpu", "-lgomp", "-o", str(out)]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, env={**os.environ, "LC_ALL": "C"})
+    if done.returncode:
+        raise BuildError("the C++ that Inductor wrote does not compile:\n" + "\n".join(done.stderr.splitlines()[:20]))
+    features = [re.sub("^-m", "", flag) for flag in vector]
+    return tuple(sorted({*_X86_64_V3, *(_CPUINFO.get(name, name) for name in features)}))
+
+
+def _compiler(name: str) -> str:
+    found = shutil.which(name)
+    if found is None:
+        raise BuildError(f"no C++ compiler {name!r} on the PATH: install g++ (Debian: apt install g++)")
+    return found

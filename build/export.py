@@ -1,0 +1,207 @@
+"""Export: the model's own module, traced by torch with our attention in it. The one file that imports transformers.
+
+The inputs of the traced program are packed tokens, ``[T]`` of all sequences without padding; what paged attention needs
+besides travels through the model's forward as keyword arguments.
+"""
+
+from typing import Any, cast
+
+import torch
+from torch.export import Dim
+from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.initialization import no_init_weights
+
+from pllm.build.checkpoint import Checkpoint
+from pllm.build.pipeline import Build
+from pllm.build.progress import StageProgress
+from pllm.build.traced import ConstantSource, Traced
+from pllm.kernels.torch_operators import define_operators
+from pllm.runtime.errors import BuildError
+from pllm.runtime.manifest import DimRange, KvInfo, ModelInfo, TensorInfo
+
+__all__ = ["DIMS", "INPUTS", "constant_values", "export", "load_reference", "trace"]
+
+_ATTENTION = "pllm_paged"
+_WRAPPER = "causal_lm."
+
+DIMS = {name: DimRange(min=1, max=2**31 - 1) for name in ("tokens", "sequences", "table_width", "rows", "blocks")}
+DIMS |= {"boundaries": DimRange(min=2, max=2**31 - 1)}
+
+
+def INPUTS(kv: KvInfo) -> tuple[TensorInfo, ...]:  # noqa: N802  (a table, but for the pool's shape)
+    """The inputs of every program, in order."""
+    pool = ("blocks", kv.num_layers, 2, kv.num_kv_heads, kv.block_size, kv.head_dim)
+    return (
+        TensorInfo(name="input_ids", dtype="int64", shape=("tokens",)),
+        TensorInfo(name="positions", dtype="int64", shape=("tokens",)),
+        TensorInfo(name="block_table", dtype="int32", shape=("sequences", "table_width")),
+        TensorInfo(name="query_start", dtype="int32", shape=("boundaries",)),
+        TensorInfo(name="context_len", dtype="int32", shape=("sequences",)),
+        TensorInfo(name="logits_index", dtype="int64", shape=("rows",)),
+        TensorInfo(name="kv", dtype=kv.dtype, shape=pool),
+    )
+
+
+class _PackedForward(torch.nn.Module):
+    """The model over packed tokens: the interface of our programs, in terms of transformers' forward.
+
+    ``logits_to_keep`` takes the rows' indices: the head sees only the tokens that are sampled from.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.causal_lm = model
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        positions: torch.Tensor,
+        block_table: torch.Tensor,
+        query_start: torch.Tensor,
+        context_len: torch.Tensor,
+        logits_index: torch.Tensor,
+        kv: torch.Tensor,
+    ) -> torch.Tensor:
+        out = self.causal_lm(
+            input_ids=input_ids.unsqueeze(0),
+            position_ids=positions.unsqueeze(0),
+            attention_mask=None,
+            use_cache=False,
+            logits_to_keep=logits_index,
+            pllm_kv=kv,
+            pllm_block_table=block_table,
+            pllm_query_start=query_start,
+            pllm_context_len=context_len,
+        )
+        return cast("torch.Tensor", out.logits[0])
+
+
+def _attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
+    **inputs: Any,
+) -> tuple[torch.Tensor, None]:
+    """What transformers calls instead of its own attention. query, key, value: ``[1, heads, T, head_dim]``."""
+    out = torch.ops.pllm.paged_attention(
+        query,
+        key,
+        value,
+        inputs["pllm_kv"],
+        inputs["pllm_block_table"],
+        inputs["pllm_query_start"],
+        inputs["pllm_context_len"],
+        s_aux,
+        module.layer_idx,
+        float(scaling),
+        sliding_window or 0,
+        float(softcap or 0.0),
+    )
+    return out, None
+
+
+def export(build: Build, progress: StageProgress) -> None:
+    """Trace the checkpoint's model. Raises BuildError for a model that cannot be traced, with the reason."""
+    config = AutoConfig.from_pretrained(build.checkpoint.directory)
+    build.exported, model = trace(config, build.kv, build.checkpoint)
+    eos = build.checkpoint.generation_config.get("eos_token_id", config.eos_token_id)
+    build.model = ModelInfo(
+        architecture=type(model).__name__,
+        vocab_size=config.vocab_size,
+        context=build.facts.context,
+        num_layers=build.facts.num_layers,
+        num_kv_heads=build.facts.num_kv_heads,
+        head_dim=build.facts.head_dim,
+        num_parameters=model.num_parameters(),
+        dtype=str(build.recipe.model.dtype),
+        eos_token_ids=tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,),
+    )
+    progress.say(f"{type(model).__name__}: {model.num_parameters():,} parameters, {len(build.exported.graph.nodes)} nodes")
+
+
+def trace(config: Any, kv: KvInfo, checkpoint: Checkpoint | None = None) -> tuple[Traced, PreTrainedModel]:
+    """The traced graph of a configuration, float32 arithmetic. No weight is initialised, read or even touched.
+
+    With ``checkpoint``, tied parameters are named as it stores them.
+    """
+    define_operators()
+    AttentionInterface.register(_ATTENTION, _attention)
+    model = _skeleton(config, _ATTENTION)
+    tokens, sequences, width, rows, blocks = 6, 2, 3, 2, 16
+    pool = (blocks, kv.num_layers, 2, kv.num_kv_heads, kv.block_size, kv.head_dim)
+    examples = (
+        torch.zeros(tokens, dtype=torch.long),
+        torch.arange(tokens),
+        torch.zeros(sequences, width, dtype=torch.int32),
+        torch.zeros(sequences + 1, dtype=torch.int32),
+        torch.ones(sequences, dtype=torch.int32),
+        torch.zeros(rows, dtype=torch.long),
+        torch.empty(pool, dtype=getattr(torch, kv.dtype)),
+    )
+    dims = {name: Dim(name, min=limit.min) for name, limit in DIMS.items() if name != "blocks"} | {"blocks": Dim("blocks")}
+    shapes = tuple(
+        {axis: dims[term] for axis, term in enumerate(info.shape) if isinstance(term, str)} for info in INPUTS(kv)
+    )
+    try:
+        with torch.no_grad():
+            program = torch.export.export(_PackedForward(model), examples, dynamic_shapes=shapes, strict=False)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise BuildError(f"{type(model).__name__} cannot be traced by torch.export: {reason}") from error
+    return Traced(program, _sources(program, model, checkpoint)), model
+
+
+def load_reference(checkpoint: Checkpoint) -> PreTrainedModel:
+    """transformers' own model with the checkpoint's weights, in float32: what the artifact is compared with."""
+    model = AutoModelForCausalLM.from_pretrained(
+        checkpoint.directory, dtype=torch.float32, attn_implementation="eager", local_files_only=True
+    )
+    return cast("PreTrainedModel", model.eval())
+
+
+def _skeleton(config: Any, attention: str) -> PreTrainedModel:
+    """The model with parameters that are address space only: never initialised, never touched."""
+    with no_init_weights():
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=attention)
+    model.tie_weights()  # left out with the initialisation
+    return cast("PreTrainedModel", model.eval())
+
+
+def _sources(program: Any, model: PreTrainedModel, checkpoint: Checkpoint | None) -> dict[str, ConstantSource]:
+    """Every constant of a fresh trace by its own name, or that of the tied one that the checkpoint has."""
+    tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+    tied: dict[int, list[str]] = {}
+    for name, tensor in tensors.items():
+        tied.setdefault(id(tensor), []).append(name)
+    sources = {}
+    for spec in program.graph_signature.input_specs:
+        if spec.target is None:
+            continue
+        names = tied[id(tensors[spec.target.removeprefix(_WRAPPER)])]
+        stored = [name for name in names if checkpoint is not None and name in checkpoint.tensors]
+        sources[spec.arg.name] = ConstantSource(((stored or names)[0],), dtype=tensors[names[0]].dtype)
+    return sources
+
+
+def constant_values(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+    """What a traced model needs beside the tensors that the checkpoint stores under the model's own names.
+
+    Buffers that the model computes, always. Where parameters go by other names, as fused experts do, transformers
+    converts them: the whole model is loaded for that, in the checkpoint's precision.
+    """
+    config = AutoConfig.from_pretrained(checkpoint.directory)
+    model = _skeleton(config, "eager")
+    stored = checkpoint.tensors
+    groups: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        groups.setdefault(id(parameter), []).append(name)
+    if not all(any(name in stored for name in names) for names in groups.values()):
+        model = AutoModelForCausalLM.from_pretrained(checkpoint.directory, dtype="auto", local_files_only=True)
+        return {name: value.detach() for name, value in (*model.named_parameters(), *model.named_buffers())}
+    return {name: value for name, value in model.named_buffers() if name not in stored}

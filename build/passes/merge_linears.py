@@ -1,0 +1,58 @@
+"""Merge linears that share an input: query, key and value; gate and up. One product reads x once and splits less."""
+
+import operator
+from functools import reduce
+
+import torch
+from torch.fx import Node
+
+from pllm.build.traced import Traced
+
+__all__ = ["merge_linears"]
+
+
+def merge_linears(traced: Traced, storage: torch.dtype) -> str:  # noqa: ARG001  (a pass takes both)
+    groups: dict[Node, list[Node]] = {}
+    for node in traced.calls(torch.ops.aten.linear.default):
+        if node.args[1].name in traced.sources:
+            groups.setdefault(node.args[0], []).append(node)
+    merged = 0
+    for group in groups.values():
+        biases = {len(node.args) > 2 and node.args[2] is not None for node in group}
+        if len(group) > 1 and len(biases) == 1:
+            _merge(traced, group, has_bias=biases.pop())
+            merged += 1
+    return f"{merged} groups merged"
+
+
+def _merge(traced: Traced, group: list[Node], *, has_bias: bool) -> None:
+    x = group[0].args[0]
+    constants = [traced.merge([node.args[i] for node in group], _name(traced, [node.args[i] for node in group]))
+                 for i in range(1, 3 if has_bias else 2)]
+    with traced.graph.inserting_before(group[0]):
+        whole = _call(traced, torch.ops.aten.linear.default, (x, *constants))
+        start = 0
+        for node in group:
+            size = node.args[1].meta["val"].shape[0]
+            part = _call(traced, torch.ops.aten.slice.Tensor, (whole, -1, start, start + size))
+            node.replace_all_uses_with(part)
+            start += size
+    for node in group:
+        traced.graph.erase_node(node)
+
+
+def _call(traced: Traced, target: torch._ops.OpOverload, args: tuple[object, ...]) -> Node:
+    node = traced.graph.call_function(target, args)
+    values = [arg.meta["val"] if isinstance(arg, Node) else arg for arg in args]
+    with traced.fake_mode:
+        node.meta["val"] = target(*values)
+    return node
+
+
+def _name(traced: Traced, constants: list[Node]) -> str:
+    """``layers.0.self_attn.q_proj_k_proj_v_proj.weight``: what they share, and what they do not, joined."""
+    names = [traced.names()[node.name].split(".") for node in constants]
+    shared = reduce(operator.and_, (set(enumerate(name)) for name in names))
+    return ".".join(
+        term if (i, term) in shared else "_".join(name[i] for name in names) for i, term in enumerate(names[0])
+    )

@@ -1,0 +1,58 @@
+"""Quantize: the checkpoint's tensors, joined, packed and cast as the graph wants them, streamed into the artifact."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from pllm.build.checkpoint import Checkpoint
+from pllm.build.export import constant_values
+from pllm.build.pipeline import Build
+from pllm.build.progress import StageProgress
+from pllm.build.traced import ConstantSource, Traced
+from pllm.kernels.packing import pack_linear
+from pllm.runtime.errors import CheckpointError
+from pllm.runtime.memory import format_bytes
+from pllm.runtime.safetensors_file import TensorSpec
+
+__all__ = ["materialise", "quantize"]
+
+_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.int64: "I64", torch.int32: "I32", torch.bool: "BOOL"}
+
+
+def quantize(build: Build, progress: StageProgress) -> None:
+    """Write every constant of the graph, one at a time: memory holds one weight and its packed form."""
+    traced: Traced = build.exported
+    names = traced.names()
+    nodes = {names[node.name]: node for node in traced.graph.nodes if node.name in names}
+    values = constant_values(build.checkpoint)
+    specs = [
+        TensorSpec(name, _NAMES[node.meta["val"].dtype], tuple(map(int, node.meta["val"].shape)))
+        for name, node in nodes.items()
+    ]
+
+    def fetch(name: str) -> Any:
+        progress.show(name)
+        node = nodes[name]
+        tensor = materialise(traced.sources[node.name], values, build.checkpoint)
+        if tensor.shape != node.meta["val"].shape:
+            raise CheckpointError(
+                f"{build.checkpoint.label}: {name} has the shape {list(tensor.shape)}, and the model of config.json "
+                f"wants {list(node.meta['val'].shape)}"
+            )
+        return tensor.reshape(-1).view(torch.uint8).numpy()
+
+    build.weights = build.staging.write_weights(specs, fetch)
+    parameters = sum(math.prod(spec.shape) for spec in specs)
+    progress.say(f"{len(specs)} tensors, {parameters:,} values in {format_bytes(build.weights.num_bytes)}")
+
+
+def materialise(
+    source: ConstantSource, values: Mapping[str, torch.Tensor], checkpoint: Checkpoint
+) -> torch.Tensor:
+    """The constant as the program wants it, contiguous. ``values``: what the checkpoint does not store by that name."""
+    parts = [values[part] if part in values else checkpoint.tensor(part) for part in source.parts]
+    whole = parts[0] if len(parts) == 1 else torch.cat(parts)
+    whole = whole.to(source.dtype)
+    return pack_linear(whole) if source.packed else whole.contiguous()
