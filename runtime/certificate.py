@@ -35,7 +35,7 @@ class Golden(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Latency(msgspec.Struct, frozen=True):
-    """One step's duration: `num_tokens` new tokens shared by `num_seqs` sequences, each of `context` tokens after it."""
+    """One step's duration: `num_tokens` new tokens of `num_seqs` sequences, `context` tokens each after it."""
 
     num_seqs: int
     num_tokens: int

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
+
 from pllm.runtime.inputs import InputBuffers, StagedStep
 from pllm.runtime.sampling_params import SamplingParams
 from pllm.runtime.scheduler_config import SchedulerConfig
