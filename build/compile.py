@@ -1,7 +1,7 @@
 """Compile: the rewritten graph through AOTInductor to a shared library. The one file that imports torch._inductor.
 
-Inductor writes C++; we compile it ourselves. So the flags are ours to choose and to record, the same graph gives the same
-bytes, and no path of the build machine gets into what is shipped.
+Inductor writes C++; we compile it ourselves. So the flags are ours to choose and to record, the same graph gives the
+same bytes, and no path of the build machine gets into what is shipped.
 """
 
 import json
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch._inductor import aoti_compile_and_package
 
-from pllm.build.export import DIMS, INPUTS
+from pllm.build.export import DIMS, program_inputs
 from pllm.build.pipeline import Build
 from pllm.build.progress import StageProgress
 from pllm.build.traced import Traced
@@ -62,7 +62,7 @@ def compile_programs(build: Build, progress: StageProgress) -> None:
             name="main",
             file=_PROGRAM,
             dims=DIMS,
-            inputs=INPUTS(build.kv),
+            inputs=program_inputs(build.kv),
             outputs=(TensorInfo(name="logits", dtype="float32", shape=("rows", build.model.vocab_size)),),
             constants=tuple(Constant(name=name, weight=name) for name in names.values()),
         ),
@@ -89,9 +89,7 @@ def operator_library(out: Path) -> Path:
 def compile_graph(traced: Traced, out: Path) -> tuple[str, ...]:
     """Compile to the shared library ``out``; the CPU features that it needs, by the names of ``/proc/cpuinfo``."""
     shims = {
-        getattr(torch.ops.pllm, name).default: [
-            f"AOTITorchError aoti_torch_cpu_{name}({arguments}, {_HANDLE}* ret0)"
-        ]
+        getattr(torch.ops.pllm, name).default: [f"AOTITorchError aoti_torch_cpu_{name}({arguments}, {_HANDLE}* ret0)"]
         for name, arguments in _C_SHIMS.items()
     }
     options: dict[str, Any] = {
@@ -127,7 +125,9 @@ def _compile_sources(package: Path, folder: Path, out: Path) -> tuple[str, ...]:
     command += [*sorted(p.name for p in folder.iterdir() if p.suffix in (".cpp", ".o"))]
     # libtorch is loaded before the program, by its own path: no search path belongs into the library.
     command += ["-L", str(Path(torch.__file__).parent / "lib"), "-ltorch_cpu", "-lgomp", "-o", str(out)]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, env={**os.environ, "LC_ALL": "C"})
+    done = subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, check=False, env={**os.environ, "LC_ALL": "C"}
+    )
     if done.returncode:
         raise BuildError("the C++ that Inductor wrote does not compile:\n" + "\n".join(done.stderr.splitlines()[:20]))
     features = [re.sub("^-m", "", flag) for flag in vector]

@@ -19,7 +19,7 @@ from pllm.kernels.torch_operators import define_operators
 from pllm.runtime.errors import BuildError
 from pllm.runtime.manifest import DimRange, KvInfo, ModelInfo, TensorInfo
 
-__all__ = ["DIMS", "INPUTS", "constant_values", "export", "load_reference", "trace"]
+__all__ = ["DIMS", "constant_values", "export", "load_reference", "program_inputs", "trace"]
 
 _ATTENTION = "pllm_paged"
 _WRAPPER = "causal_lm."
@@ -28,7 +28,7 @@ DIMS = {name: DimRange(min=1, max=2**31 - 1) for name in ("tokens", "sequences",
 DIMS |= {"boundaries": DimRange(min=2, max=2**31 - 1)}
 
 
-def INPUTS(kv: KvInfo) -> tuple[TensorInfo, ...]:  # noqa: N802  (a table, but for the pool's shape)
+def program_inputs(kv: KvInfo) -> tuple[TensorInfo, ...]:
     """The inputs of every program, in order."""
     pool = ("blocks", kv.num_layers, 2, kv.num_kv_heads, kv.block_size, kv.head_dim)
     return (
@@ -122,7 +122,9 @@ def export(build: Build, progress: StageProgress) -> None:
         dtype=str(build.recipe.model.dtype),
         eos_token_ids=tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,),
     )
-    progress.say(f"{type(model).__name__}: {model.num_parameters():,} parameters, {len(build.exported.graph.nodes)} nodes")
+    progress.say(
+        f"{type(model).__name__}: {model.num_parameters():,} parameters, {len(build.exported.graph.nodes)} nodes"
+    )
 
 
 def trace(config: Any, kv: KvInfo, checkpoint: Checkpoint | None = None) -> tuple[Traced, PreTrainedModel]:
@@ -144,9 +146,12 @@ def trace(config: Any, kv: KvInfo, checkpoint: Checkpoint | None = None) -> tupl
         torch.zeros(rows, dtype=torch.long),
         torch.empty(pool, dtype=getattr(torch, kv.dtype)),
     )
-    dims = {name: Dim(name, min=limit.min) for name, limit in DIMS.items() if name != "blocks"} | {"blocks": Dim("blocks")}
+    dims = {name: Dim(name, min=limit.min) for name, limit in DIMS.items() if name != "blocks"} | {
+        "blocks": Dim("blocks")
+    }
     shapes = tuple(
-        {axis: dims[term] for axis, term in enumerate(info.shape) if isinstance(term, str)} for info in INPUTS(kv)
+        {axis: dims[term] for axis, term in enumerate(info.shape) if isinstance(term, str)}
+        for info in program_inputs(kv)
     )
     try:
         with torch.no_grad():

@@ -10,7 +10,7 @@ from pllm.build.checkpoint import Checkpoint
 from pllm.build.export import constant_values
 from pllm.build.pipeline import Build
 from pllm.build.progress import StageProgress
-from pllm.build.traced import ConstantSource, Traced
+from pllm.build.traced import ConstantSource, Traced, value
 from pllm.kernels.packing import pack_linear
 from pllm.runtime.errors import CheckpointError
 from pllm.runtime.memory import format_bytes
@@ -28,18 +28,17 @@ def quantize(build: Build, progress: StageProgress) -> None:
     nodes = {names[node.name]: node for node in traced.graph.nodes if node.name in names}
     values = constant_values(build.checkpoint)
     specs = [
-        TensorSpec(name, _NAMES[node.meta["val"].dtype], tuple(map(int, node.meta["val"].shape)))
-        for name, node in nodes.items()
+        TensorSpec(name, _NAMES[value(node).dtype], tuple(map(int, value(node).shape))) for name, node in nodes.items()
     ]
 
     def fetch(name: str) -> Any:
         progress.show(name)
         node = nodes[name]
         tensor = materialise(traced.sources[node.name], values, build.checkpoint)
-        if tensor.shape != node.meta["val"].shape:
+        if tensor.shape != value(node).shape:
             raise CheckpointError(
                 f"{build.checkpoint.label}: {name} has the shape {list(tensor.shape)}, and the model of config.json "
-                f"wants {list(node.meta['val'].shape)}"
+                f"wants {list(value(node).shape)}"
             )
         return tensor.reshape(-1).view(torch.uint8).numpy()
 
@@ -48,9 +47,7 @@ def quantize(build: Build, progress: StageProgress) -> None:
     progress.say(f"{len(specs)} tensors, {parameters:,} values in {format_bytes(build.weights.num_bytes)}")
 
 
-def materialise(
-    source: ConstantSource, values: Mapping[str, torch.Tensor], checkpoint: Checkpoint
-) -> torch.Tensor:
+def materialise(source: ConstantSource, values: Mapping[str, torch.Tensor], checkpoint: Checkpoint) -> torch.Tensor:
     """The constant as the program wants it, contiguous. ``values``: what the checkpoint does not store by that name."""
     parts = [values[part] if part in values else checkpoint.tensor(part) for part in source.parts]
     whole = parts[0] if len(parts) == 1 else torch.cat(parts)

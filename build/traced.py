@@ -15,7 +15,7 @@ from torch.fx import Graph, Node
 
 from pllm.kernels.packing import packed_shape
 
-__all__ = ["ConstantSource", "Traced"]
+__all__ = ["ConstantSource", "Traced", "argument", "value"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +29,20 @@ class ConstantSource:
     dtype: torch.dtype = torch.float32
 
 
+def argument(node: Node, index: int) -> Node:
+    """A positional argument that is a node itself, as a call's tensors are."""
+    found = node.args[index]
+    assert isinstance(found, Node), f"argument {index} of {node.format_node()}"
+    return found
+
+
+def value(node: Node) -> torch.Tensor:
+    """The example value of a node that stands for a tensor: its shape and dtype, and nothing behind them."""
+    found = node.meta["val"]
+    assert isinstance(found, torch.Tensor), f"the value of {node.format_node()}"
+    return found
+
+
 class Traced:
     """An exported program under edit. Constants are placeholders of the graph, known here by the name of their node."""
 
@@ -40,7 +54,8 @@ class Traced:
 
     @property
     def graph(self) -> Graph:
-        return self.program.graph_module.graph
+        graph: Graph = self.program.graph_module.graph
+        return graph
 
     def names(self) -> dict[str, str]:
         """The constants' qualified names in the program, by node name, in the program's order."""
@@ -53,8 +68,8 @@ class Traced:
 
     def merge(self, constants: Sequence[Node], name: str) -> Node:
         """A new constant that joins existing ones along their first dimension; they go when nothing uses them."""
-        first = constants[0].meta["val"]
-        rows = sum(node.meta["val"].shape[0] for node in constants)
+        first = value(constants[0])
+        rows = sum(value(node).shape[0] for node in constants)
         parts = tuple(part for node in constants for part in self.sources[node.name].parts)
         with self.graph.inserting_before(next(iter(self.graph.nodes))):
             node = self.graph.placeholder(name.replace(".", "_"))
@@ -68,7 +83,7 @@ class Traced:
 
     def pack(self, constant: Node, dtype: torch.dtype) -> None:
         """Declare a weight [N, K] to be stored packed, in that dtype."""
-        shape = packed_shape(*constant.meta["val"].shape)
+        shape = packed_shape(*value(constant).shape)
         with self.fake_mode:
             constant.meta["val"] = torch.empty(shape, dtype=dtype)
         self.sources[constant.name] = replace(self.sources[constant.name], packed=True, dtype=dtype)
@@ -91,8 +106,8 @@ class Traced:
 
     def _allocate(self, node: Node) -> None:
         """torch wants a tensor behind each constant; this one is address space that nothing ever touches."""
-        value = torch.empty(tuple(node.meta["val"].shape), dtype=node.meta["val"].dtype)
+        tensor = torch.empty(tuple(value(node).shape), dtype=value(node).dtype)
         name = self.names()[node.name]
         kind = next(spec.kind for spec in self.program.graph_signature.input_specs if spec.arg.name == node.name)
         parameter = kind is InputKind.PARAMETER
-        self.program.state_dict[name] = torch.nn.Parameter(value, requires_grad=False) if parameter else value
+        self.program.state_dict[name] = torch.nn.Parameter(tensor, requires_grad=False) if parameter else tensor

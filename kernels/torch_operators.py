@@ -5,6 +5,7 @@ Only the build and the tests import this. The implementations given to torch are
 """
 
 import functools
+from collections.abc import Callable
 
 import torch
 
@@ -54,7 +55,7 @@ def _paged_attention(
     return q.new_empty((batch, tokens, heads, v.shape[3]))
 
 
-_SHAPES = {
+_SHAPES: dict[str, Callable[..., torch.Tensor]] = {
     "packed_linear": _packed_linear,
     "packed_embedding": _packed_embedding,
     "paged_attention": _paged_attention,

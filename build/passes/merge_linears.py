@@ -5,8 +5,9 @@ from functools import reduce
 
 import torch
 from torch.fx import Node
+from torch.fx.node import Argument
 
-from pllm.build.traced import Traced
+from pllm.build.traced import Traced, argument, value
 
 __all__ = ["merge_linears"]
 
@@ -14,8 +15,8 @@ __all__ = ["merge_linears"]
 def merge_linears(traced: Traced, storage: torch.dtype) -> str:  # noqa: ARG001  (a pass takes both)
     groups: dict[Node, list[Node]] = {}
     for node in traced.calls(torch.ops.aten.linear.default):
-        if node.args[1].name in traced.sources:
-            groups.setdefault(node.args[0], []).append(node)
+        if argument(node, 1).name in traced.sources:
+            groups.setdefault(argument(node, 0), []).append(node)
     merged = 0
     for group in groups.values():
         biases = {len(node.args) > 2 and node.args[2] is not None for node in group}
@@ -26,14 +27,14 @@ def merge_linears(traced: Traced, storage: torch.dtype) -> str:  # noqa: ARG001 
 
 
 def _merge(traced: Traced, group: list[Node], *, has_bias: bool) -> None:
-    x = group[0].args[0]
-    constants = [traced.merge([node.args[i] for node in group], _name(traced, [node.args[i] for node in group]))
-                 for i in range(1, 3 if has_bias else 2)]
+    x = argument(group[0], 0)
+    merging = [[argument(node, i) for node in group] for i in range(1, 3 if has_bias else 2)]
+    constants = [traced.merge(nodes, _name(traced, nodes)) for nodes in merging]
     with traced.graph.inserting_before(group[0]):
         whole = _call(traced, torch.ops.aten.linear.default, (x, *constants))
         start = 0
         for node in group:
-            size = node.args[1].meta["val"].shape[0]
+            size = value(argument(node, 1)).shape[0]
             part = _call(traced, torch.ops.aten.slice.Tensor, (whole, -1, start, start + size))
             node.replace_all_uses_with(part)
             start += size
@@ -41,9 +42,9 @@ def _merge(traced: Traced, group: list[Node], *, has_bias: bool) -> None:
         traced.graph.erase_node(node)
 
 
-def _call(traced: Traced, target: torch._ops.OpOverload, args: tuple[object, ...]) -> Node:
+def _call(traced: Traced, target: torch._ops.OpOverload, args: tuple[Argument, ...]) -> Node:
     node = traced.graph.call_function(target, args)
-    values = [arg.meta["val"] if isinstance(arg, Node) else arg for arg in args]
+    values = [value(arg) if isinstance(arg, Node) else arg for arg in args]
     with traced.fake_mode:
         node.meta["val"] = target(*values)
     return node

@@ -6,22 +6,22 @@ An embedding that shares its table with the head shares the packed one: weights 
 import torch
 from torch.fx import Node
 
-from pllm.build.traced import Traced
+from pllm.build.traced import Traced, argument, value
 
 __all__ = ["pack_linears"]
 
 
 def pack_linears(traced: Traced, storage: torch.dtype) -> str:
     linears = [node for node in traced.calls(torch.ops.aten.linear.default) if _constant(traced, node.args[1])]
-    packed = {node.args[1]: node.args[1].meta["val"].shape[0] for node in linears}
+    packed = {argument(node, 1): value(argument(node, 1)).shape[0] for node in linears}
     lookups = [node for node in traced.calls(torch.ops.aten.embedding.default) if _constant(traced, node.args[0])]
-    packed |= {node.args[0]: node.args[0].meta["val"].shape[0] for node in lookups}
+    packed |= {argument(node, 0): value(argument(node, 0)).shape[0] for node in lookups}
     for node in linears:
-        x, weight, bias = (*node.args, None)[:3]
+        x, weight, bias = argument(node, 0), argument(node, 1), node.args[2] if len(node.args) > 2 else None
         node.target = torch.ops.pllm.packed_linear.default
         node.args = (x, weight, bias, packed[weight])
     for node in lookups:
-        weight, ids = node.args[:2]
+        weight, ids = argument(node, 0), argument(node, 1)
         node.target, node.kwargs = torch.ops.pllm.packed_embedding.default, {}
         node.args = (ids, weight, packed[weight])
     for weight in packed:
@@ -30,4 +30,4 @@ def pack_linears(traced: Traced, storage: torch.dtype) -> str:
 
 
 def _constant(traced: Traced, weight: object) -> bool:
-    return isinstance(weight, Node) and weight.name in traced.sources and weight.meta["val"].ndim == 2
+    return isinstance(weight, Node) and weight.name in traced.sources and value(weight).ndim == 2
