@@ -5,6 +5,7 @@ greedy tokens equal wherever the reference's best two logits lie further apart t
 """
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,13 +16,12 @@ from numpy.typing import NDArray
 from pllm.build.export import load_reference
 from pllm.build.pipeline import Build
 from pllm.build.progress import StageProgress
-from pllm.build.rehearsal import Rehearsal, rehearsal
+from pllm.build.rehearsal import RehearsalSpec, rehearsal
+from pllm.runtime.certificate import replay
 from pllm.runtime.errors import CertificateError
 from pllm.runtime.manifest import CertificateSummary
-from pllm.runtime.sampling_params import SamplingParams
-from pllm.runtime.sequence import Request
 
-__all__ = ["certify", "greedy_tokens"]
+__all__ = ["certify"]
 
 _LENGTHS = (3, 40, 17, 1, 33, 64, 16, 100)
 """Of the prompts, in turn: shorter and longer than a block, at its edges."""
@@ -39,9 +39,9 @@ def certify(build: Build, progress: StageProgress) -> None:
     model = load_reference(build.checkpoint)
     references = [_continue(model, prompt, verify.golden_tokens) for prompt in prompts]
     del model
-    with rehearsal(build) as opened:
+    with rehearsal(RehearsalSpec.of(build)) as opened:
         progress.show("the compiled program")
-        tokens = greedy_tokens(opened, prompts, verify.golden_tokens)
+        tokens = replay(opened.engine(), [(tuple(prompt), verify.golden_tokens) for prompt in prompts])
         error = max(
             float(np.abs(opened.forward([(0, ids)], every_position=True) - logits).max()) for ids, logits in references
         )
@@ -57,7 +57,7 @@ def certify(build: Build, progress: StageProgress) -> None:
     total = len(prompts) * verify.golden_tokens
     if skipped / total > verify.max_skipped_share:
         raise CertificateError(
-            f"{skipped} of {total} tokens could not be compared, because the reference's best two logits were too close; "
+            f"{skipped} of {total} tokens could not be compared, because the reference's best two logits were close; "
             f"verify.max_skipped_share is {verify.max_skipped_share:g}: set another verify.golden_prompts"
         )
     build.certificate = CertificateSummary(
@@ -68,31 +68,9 @@ def certify(build: Build, progress: StageProgress) -> None:
         bound=verify.max_logit_error,
         skipped_share=skipped / total,
     )
-    golden = [
-        {"prompt_token_ids": prompt, "token_ids": mine} for prompt, mine in zip(prompts, tokens, strict=True)
-    ]
+    golden = [{"prompt_token_ids": prompt, "token_ids": mine} for prompt, mine in zip(prompts, tokens, strict=True)]
     build.staging.path("golden.json").write_text(json.dumps({"prompts": golden}) + "\n", encoding="utf-8")
     progress.say(f"{total} tokens equal but for {skipped} too close to call; largest logit error {error:.2g}")
-
-
-def greedy_tokens(opened: Rehearsal, prompts: list[list[int]], count: int) -> list[list[int]]:
-    """Greedy continuations by the engine itself, all prompts at once: ragged batches, prefill beside decode."""
-    engine = opened.engine()
-    params = SamplingParams(temperature=0.0, max_tokens=count, ignore_eos=True)
-    out: dict[str, list[int]] = {}
-    for i, prompt in enumerate(prompts):
-        out[str(i)] = []
-        engine.submit(
-            Request(
-                request_id=str(i), prompt_token_ids=tuple(prompt), params=params, eos_token_ids=(), arrival_time=float(i)
-            )
-        )
-    while engine.has_unfinished:
-        for delta in engine.step():
-            if delta.error is not None:
-                raise CertificateError(f"a golden prompt failed: {delta.error}")
-            out[delta.request_id] += delta.token_ids
-    return list(out.values())
 
 
 def _continue(model: Any, prompt: list[int], count: int) -> tuple[list[int], NDArray[np.float32]]:
@@ -106,10 +84,12 @@ def _continue(model: Any, prompt: list[int], count: int) -> tuple[list[int], NDA
 
 
 def _skipped(
-    reference: tuple[list[int], NDArray[np.float32]], prompt: list[int], tokens: list[int], bound: float
+    reference: tuple[list[int], NDArray[np.float32]], prompt: list[int], tokens: Sequence[int], bound: float
 ) -> int:
     """How many tokens were not compared: those from the first whose margin is too small to decide."""
     _, logits = reference
+    if len(tokens) != len(logits) - len(prompt) + 1:
+        raise CertificateError(f"a golden prompt ended after {len(tokens)} tokens: its logits are not finite")
     for step, token in enumerate(tokens):
         row = logits[len(prompt) - 1 + step]
         second, first = np.partition(row, -2)[-2:]
@@ -117,7 +97,7 @@ def _skipped(
             return len(tokens) - step
         if token != int(row.argmax()):
             raise CertificateError(
-                f"token {step} after {len(prompt)} prompt tokens is {token}, and the reference's is {int(row.argmax())}, "
+                f"token {step} after {len(prompt)} prompt tokens is {token}, the reference's {int(row.argmax())}, "
                 f"with a margin of {first - second:.3g}"
             )
     return 0

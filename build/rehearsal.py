@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,13 +15,16 @@ from pllm.runtime.artifact import MappedWeights
 from pllm.runtime.engine import Engine
 from pllm.runtime.kv_pool import KvPool
 from pllm.runtime.machine import cpu_count
+from pllm.runtime.manifest import KvInfo, ProgramInfo
 from pllm.runtime.model_runner import ModelRunner
 from pllm.runtime.program import Program, load_torch
 from pllm.runtime.safetensors_file import SafetensorsFile
 from pllm.runtime.scheduler import Scheduler
 from pllm.runtime.scheduler_config import SchedulerConfig
 
-__all__ = ["Rehearsal", "rehearsal"]
+__all__ = ["Rehearsal", "RehearsalSpec", "rehearsal"]
+
+_CONTEXT = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,34 +67,62 @@ class Rehearsal:
         return self.program.run(inputs)
 
 
-@contextmanager
-def rehearsal(build: Build) -> Iterator[Rehearsal]:
-    """Open what is in the staging folder. The pool holds every sequence at a few hundred tokens, or the largest step."""
-    engine, kv = build.recipe.engine, build.kv
-    largest = max(engine.max_num_batched_tokens, engine.max_num_seqs)
-    context = min(int(engine.max_model_len), 512)
-    num_blocks = engine.max_num_seqs * (-(-context // kv.block_size)) + -(-largest // kv.block_size)
-    threads = engine.threads if isinstance(engine.threads, int) else cpu_count()
-    with ExitStack() as resources:
-        load_torch()
-        operators = [build.staging.path(name) for name in build.operators]
-        library = CpuLibrary.open(operators[0])
-        library.set_num_threads(threads)
-        weights = MappedWeights([SafetensorsFile(build.staging.path(name)) for name in build.weights.files])
-        resources.callback(weights.close)
-        info = build.programs[0]
-        program = Program.open(info, build.staging.path(info.file), weights.tensors, operators)
-        resources.callback(program.close)
-        pool = KvPool(kv, num_blocks)
-        resources.callback(pool.close)
-        config = SchedulerConfig(
+@dataclass(frozen=True, slots=True)
+class RehearsalSpec:
+    """What is to be opened, as another process can be told."""
+
+    program: ProgramInfo
+    library: Path
+    operators: tuple[Path, ...]
+    weights: tuple[Path, ...]
+    kv: KvInfo
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_model_len: int
+    num_threads: int
+    vocab_size: int
+
+    @classmethod
+    def of(cls, build: Build) -> "RehearsalSpec":
+        """What is in the staging folder."""
+        engine, info = build.recipe.engine, build.programs[0]
+        return cls(
+            program=info,
+            library=build.staging.path(info.file),
+            operators=tuple(build.staging.path(name) for name in build.operators),
+            weights=tuple(build.staging.path(name) for name in build.weights.files),
+            kv=build.kv,
             max_num_seqs=engine.max_num_seqs,
-            max_num_batched_tokens=largest,
-            max_model_len=context,
-            block_size=kv.block_size,
-            num_blocks=num_blocks,
-            prefill_chunk=largest,
-            max_logit_rows=largest,
+            max_num_batched_tokens=max(engine.max_num_batched_tokens, engine.max_num_seqs),
+            max_model_len=min(int(engine.max_model_len), max(_CONTEXT, engine.max_num_batched_tokens)),
+            num_threads=engine.threads if isinstance(engine.threads, int) else cpu_count(),
             vocab_size=build.model.vocab_size,
         )
-        yield Rehearsal(program, pool, library, config, threads)
+
+
+@contextmanager
+def rehearsal(spec: RehearsalSpec) -> Iterator[Rehearsal]:
+    """Open it. The pool holds every sequence at a few hundred tokens, and the largest step beside them."""
+    block = spec.kv.block_size
+    num_blocks = spec.max_num_seqs * -(-_CONTEXT // block) + -(-spec.max_model_len // block)
+    with ExitStack() as resources:
+        load_torch()
+        library = CpuLibrary.open(spec.operators[0])
+        library.set_num_threads(spec.num_threads)
+        weights = MappedWeights([SafetensorsFile(path) for path in spec.weights])
+        resources.callback(weights.close)
+        program = Program.open(spec.program, spec.library, weights.tensors, spec.operators)
+        resources.callback(program.close)
+        pool = KvPool(spec.kv, num_blocks)
+        resources.callback(pool.close)
+        config = SchedulerConfig(
+            max_num_seqs=spec.max_num_seqs,
+            max_num_batched_tokens=spec.max_num_batched_tokens,
+            max_model_len=spec.max_model_len,
+            block_size=block,
+            num_blocks=num_blocks,
+            prefill_chunk=spec.max_num_batched_tokens,
+            max_logit_rows=spec.max_num_batched_tokens,
+            vocab_size=spec.vocab_size,
+        )
+        yield Rehearsal(program, pool, library, config, spec.num_threads)
