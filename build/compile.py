@@ -99,6 +99,7 @@ def compile_graph(traced: Traced, out: Path) -> tuple[str, ...]:
         "aot_inductor.custom_ops_to_c_shims": shims,
         "cpp.dynamic_threads": True,
     }
+    out = out.absolute()  # the compiler runs elsewhere
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".aoti-") as scratch:
         package = Path(scratch) / "model.pt2"
         try:

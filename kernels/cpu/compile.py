@@ -43,6 +43,7 @@ def build_library(
     if found is None:
         raise CompilerError(f"no C++ compiler {compiler!r} on the PATH: install g++ (Debian: apt install g++)")
     headers = _installed_headers() if torch_include is None else torch_include
+    out = out.absolute()  # the compiler runs elsewhere
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".ops-") as scratch:
         folder = Path(scratch) if objects is None else objects
