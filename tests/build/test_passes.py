@@ -1,7 +1,5 @@
 """Each pass changes the graph as it says, and not what the graph computes."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
