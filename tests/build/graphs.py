@@ -114,9 +114,7 @@ class PagedModel:
         self._graph = _Eager(traced.program.graph_module)
         self._inputs = [node for node in traced.graph.nodes if node.op == "placeholder"]
         values = constant_values(checkpoint)
-        self._constants = {
-            name: materialise(source, values, checkpoint) for name, source in traced.sources.items()
-        }
+        self._constants = {name: materialise(source, values, checkpoint) for name, source in traced.sources.items()}
         shape = (num_blocks, kv.num_layers, 2, kv.num_kv_heads, kv.block_size, kv.head_dim)
         self._pool = torch.full(shape, 7.0)  # what was never written must not be read
         self._free = torch.randperm(num_blocks, generator=torch.Generator().manual_seed(1)).tolist()
