@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -103,7 +104,9 @@ def compile_graph(traced: Traced, out: Path) -> tuple[str, ...]:
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".aoti-") as scratch:
         package = Path(scratch) / "model.pt2"
         try:
-            aoti_compile_and_package(traced.program, package_path=str(package), inductor_configs=options)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # torch's own, of its own classes
+                aoti_compile_and_package(traced.program, package_path=str(package), inductor_configs=options)
         except Exception as error:
             lines = str(error).strip().splitlines()
             raise BuildError(f"AOTInductor cannot compile this graph: {lines[0] if lines else error!r}") from error

@@ -10,6 +10,7 @@ import torch
 from torch.export import Dim
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.initialization import no_init_weights
+from transformers.utils.logging import disable_progress_bar
 
 from pllm.build.checkpoint import Checkpoint
 from pllm.build.pipeline import Build
@@ -164,6 +165,7 @@ def trace(config: Any, kv: KvInfo, checkpoint: Checkpoint | None = None) -> tupl
 
 def load_reference(checkpoint: Checkpoint) -> PreTrainedModel:
     """transformers' own model with the checkpoint's weights, in float32: what the artifact is compared with."""
+    disable_progress_bar()  # the build shows its own
     model = AutoModelForCausalLM.from_pretrained(
         checkpoint.directory, dtype=torch.float32, attn_implementation="eager", local_files_only=True
     )
