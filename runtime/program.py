@@ -6,6 +6,7 @@ imported: that takes seconds, and nothing of it is needed.
 """
 
 import ctypes
+import os
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -89,6 +90,9 @@ def load_torch() -> ctypes.CDLL:
     torch = find_spec("torch")
     if torch is None or torch.origin is None:
         raise ArtifactMismatchError("torch is not installed, and compiled programs call it: pip install torch")
+    # Read by OpenMP when it is loaded, below. Its threads spin while they wait, and when a neighbour has one of their cores
+    # a step of 0.3 ms was seen to take 550; threads that sleep instead took 0.9 with the neighbour and without.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     folder = Path(torch.origin).parent / "lib"
     # Torch brings its own OpenMP library. Loaded first, it is the one for the operators too: one team of threads.
     libraries = [*sorted(folder.glob("libgomp*.so*")), folder / "libc10.so", folder / "libtorch_cpu.so"]
