@@ -6,11 +6,11 @@ greedy tokens equal wherever the reference's best two logits lie further apart t
 
 import json
 from collections.abc import Sequence
+from importlib import metadata
 from typing import Any
 
 import numpy as np
 import torch
-import transformers
 from numpy.typing import NDArray
 
 from pllm.build.export import load_reference
@@ -61,7 +61,7 @@ def certify(build: Build, progress: StageProgress) -> None:
             f"verify.max_skipped_share is {verify.max_skipped_share:g}: set another verify.golden_prompts"
         )
     build.certificate = CertificateSummary(
-        reference=f"transformers {transformers.__version__}, float32",
+        reference=f"transformers {metadata.version('transformers')}, float32",
         num_prompts=len(prompts),
         num_tokens=total,
         max_logit_error=error,

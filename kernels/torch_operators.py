@@ -6,6 +6,7 @@ Only the build and the tests import this. The implementations given to torch are
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -24,9 +25,16 @@ def define_operators() -> torch.library.Library:
     library = torch.library.Library(NAMESPACE, "DEF")
     for operator in OPERATORS.values():
         library.define(operator.schema)
-        library.impl(operator.name, getattr(reference, operator.reference), "CPU")
+        specification = _attend if operator.name == "paged_attention" else getattr(reference, operator.reference)
+        library.impl(operator.name, specification, "CPU")
         torch.library.register_fake(operator.qualified_name, _SHAPES[operator.name], lib=library)
     return library
+
+
+def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *inputs: Any) -> torch.Tensor:
+    """The specification in the graph's layout: q, k, v [1, heads, T, D], as transformers has them, to [1, T, H, D]."""
+    q, k, v = (tensor[0].transpose(0, 1) for tensor in (q, k, v))
+    return reference.paged_attention(q, k, v, *inputs).unsqueeze(0)
 
 
 def _packed_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, out_features: int) -> torch.Tensor:
