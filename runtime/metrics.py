@@ -61,18 +61,29 @@ class ServerMetrics:
         self._per_token = histogram(
             "request_time_per_output_token_seconds", "A request's mean time from one token to the next", _PER_TOKEN
         )
+        # A request's time in parts: e2e = queue + inference, and inference = prefill + decode.
         self._whole = histogram("e2e_request_latency_seconds", "From arrival to the last token", _REQUEST)
+        self._queue = histogram("request_queue_time_seconds", "From arrival to the first step that ran it", _REQUEST)
+        self._inference = histogram("request_inference_time_seconds", "From that step to the last token", _REQUEST)
+        self._prefill = histogram("request_prefill_time_seconds", "From that step to the first token", _REQUEST)
         self._decode = histogram("request_decode_time_seconds", "From the first token to the last", _REQUEST)
         self._request_prompt = histogram("request_prompt_tokens", "Prompt tokens of a request", _TOKENS)
         self._request_generation = histogram("request_generation_tokens", "Generated tokens of a request", _TOKENS)
-        self._iteration = histogram("iteration_tokens_total", "Tokens generated in a step of the engine", _ITERATION)
+        self._iteration = histogram(
+            "iteration_tokens_total", "Prompt tokens computed and tokens generated in a step of the engine", _ITERATION
+        )
+        self._prompt_tokens_computed = 0  # as the engine counted them at its last step
 
     def step(self, step: Step) -> None:
         """A step of the engine has arrived."""
-        tokens = sum(len(delta.token_ids) for delta in step.deltas)
-        if tokens:
-            self._generation_tokens.inc(tokens)
-            self._iteration.observe(tokens)
+        generated = sum(len(delta.token_ids) for delta in step.deltas)
+        earlier, now = self._prompt_tokens_computed, step.stats.prompt_tokens_computed
+        computed = now - earlier if now >= earlier else now  # an engine that was started again counts from 0
+        self._prompt_tokens_computed = now
+        if generated:
+            self._generation_tokens.inc(generated)
+        if generated or computed:
+            self._iteration.observe(generated + computed)
 
     def first_token(self, seconds: float, prompt_tokens: int, cached_tokens: int) -> None:
         """A request has given its first token, so its prompt was read."""
@@ -92,10 +103,14 @@ class ServerMetrics:
         """A request is over, all its answers complete."""
         self._request_prompt.observe(prompt_tokens)
         self._request_generation.observe(generated_tokens)
-        if times.last_token_time is None or times.first_token_time is None:
-            return
-        self._whole.observe(times.last_token_time - times.arrival_time)
-        decode = times.last_token_time - times.first_token_time
+        scheduled, first, last = times.first_scheduled_time, times.first_token_time, times.last_token_time
+        if scheduled is None or first is None or last is None:
+            return  # it failed before it gave a token
+        self._whole.observe(last - times.arrival_time)
+        self._queue.observe(scheduled - times.arrival_time)
+        self._inference.observe(last - scheduled)
+        self._prefill.observe(first - scheduled)
+        decode = last - first
         self._decode.observe(decode)
         if generated_tokens > 1:
             self._per_token.observe(decode / (generated_tokens - 1))

@@ -48,6 +48,7 @@ class RequestMetrics:
     """When things happened to a request, in seconds of ``time.monotonic``."""
 
     arrival_time: float
+    first_scheduled_time: float | None = None
     first_token_time: float | None = None
     last_token_time: float | None = None
     finished_time: float | None = None
@@ -56,6 +57,11 @@ class RequestMetrics:
     def time_to_first_token(self) -> float | None:
         """Seconds from arrival to the first token, None before it."""
         return None if self.first_token_time is None else self.first_token_time - self.arrival_time
+
+    @property
+    def time_in_queue(self) -> float | None:
+        """Seconds from arrival to the first step that computed some of the prompt, None before it."""
+        return None if self.first_scheduled_time is None else self.first_scheduled_time - self.arrival_time
 
 
 @dataclass(slots=True)

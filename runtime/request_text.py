@@ -68,6 +68,8 @@ class RequestText:
         if delta.token_ids:
             self.metrics.first_token_time = self.metrics.first_token_time or now
             self.metrics.last_token_time = now
+        if self.metrics.first_scheduled_time is None:
+            self.metrics.first_scheduled_time = delta.first_scheduled_time
         if self.num_cached_tokens is None:
             self.num_cached_tokens = delta.num_cached_tokens
         if delta.prompt_logprobs is not None:

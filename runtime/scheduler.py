@@ -7,6 +7,7 @@ out, the last in order gives up its own and waits to compute its tokens again: t
 nothing else.
 """
 
+import time
 from bisect import insort
 from itertools import count
 from operator import attrgetter
@@ -59,6 +60,7 @@ class Scheduler:
         self._prefix_cache_queries = 0
         self._prefix_cache_hits = 0
         self._num_preemptions = 0
+        self._prompt_tokens_computed = 0
 
     @property
     def has_unfinished(self) -> bool:
@@ -124,6 +126,7 @@ class Scheduler:
         for row in out.rows:
             seq = self._in_flight.pop(row.seq_id)
             seq.num_computed_tokens += len(row.token_ids)
+            self._prompt_tokens_computed += max(0, min(seq.num_computed_tokens, seq.num_prompt_tokens) - row.start)
             if seq.prompt_logprobs is not None:
                 seq.prompt_logprobs.extend(result.prompt_logprobs[row.seq_id])
             if not any(sampled[spec.seq_id].error for spec in row.samples):
@@ -154,6 +157,7 @@ class Scheduler:
             prefix_cache_queries=self._prefix_cache_queries,
             prefix_cache_hits=self._prefix_cache_hits,
             num_preemptions=self._num_preemptions,
+            prompt_tokens_computed=self._prompt_tokens_computed,
         )
 
     def _num_slots(self) -> int:
@@ -176,6 +180,7 @@ class Scheduler:
             seq.forget_computed()
             return 0
         if seq.num_cached_tokens is None:  # admitted for the first time: later it would find its own
+            seq.first_scheduled_time = time.monotonic()
             seq.num_cached_tokens = seq.num_computed_tokens
             self._prefix_cache_queries += seq.num_prompt_tokens
             self._prefix_cache_hits += seq.num_cached_tokens
@@ -241,8 +246,9 @@ class Scheduler:
             num_cached_tokens=seq.num_cached_tokens or 0,
             prompt_logprobs=seq.prompt_logprobs,
             error=token.error,
+            first_scheduled_time=seq.first_scheduled_time,
         )
-        seq.prompt_logprobs = None  # handed out
+        seq.prompt_logprobs = seq.first_scheduled_time = None  # handed out
         if reason:
             seq.finished = True
             self._release(seq)

@@ -46,6 +46,7 @@ class Sequence:
         "block_table",
         "digests",
         "finished",
+        "first_scheduled_time",
         "forks",
         "index",
         "num_cached_tokens",
@@ -84,6 +85,7 @@ class Sequence:
         self.digests: list[bytes] = []  # of the leading full blocks, as far as anyone asked
         self.num_committed_blocks = 0  # leading blocks that were offered to the prefix cache
         self.num_cached_tokens: int | None = None  # found in the prefix cache; None until first admitted
+        self.first_scheduled_time: float | None = None  # time.monotonic(); None until then, and once handed out
 
         # With n > 1 the first sequence computes the prompt for all; these split off where it completes.
         self.forks: list[Sequence] = []
@@ -117,6 +119,7 @@ class Sequence:
         self.num_computed_tokens = parent.num_computed_tokens
         self.num_committed_blocks = parent.num_committed_blocks
         self.num_cached_tokens = parent.num_cached_tokens
+        self.first_scheduled_time = parent.first_scheduled_time
         self.prompt_logprobs = None  # they are the request's, and go out with its first sequence
 
     def forget_computed(self) -> None:

@@ -110,6 +110,9 @@ class TokenDelta(msgspec.Struct, frozen=True, omit_defaults=True):
     num_cached_tokens: int = 0  # prompt tokens that were found in the prefix cache
     prompt_logprobs: list[TokenLogprobs] | None = None  # on index 0's first delta: for all prompt tokens but the first
     error: str | None = None
+    # On a sequence's first delta: when its request was first scheduled, in seconds of time.monotonic(), which all
+    # processes of a machine share.
+    first_scheduled_time: float | None = None
 
 
 class SchedulerStats(msgspec.Struct, frozen=True):
@@ -124,3 +127,4 @@ class SchedulerStats(msgspec.Struct, frozen=True):
     prefix_cache_queries: int  # prompt tokens looked up
     prefix_cache_hits: int  # prompt tokens found
     num_preemptions: int
+    prompt_tokens_computed: int  # prompt tokens that went through the model, again after a preemption too

@@ -1,7 +1,5 @@
 """One API call's answers as they grow: token deltas from the engine, text deltas to the client."""
 
-import time
-
 from pllm.runtime.engine_client import TokenStream
 from pllm.runtime.errors import PllmError
 from pllm.runtime.metrics import ServerMetrics
@@ -66,20 +64,14 @@ class Generation:
         self._stream.close()
 
     def _feed(self, request: RequestText, delta: TokenDelta, number: int) -> TextDelta | None:
-        is_first = request.num_cached_tokens is None
+        is_first = request.metrics.first_token_time is None
         text = request.feed(delta)
         if text is None:
             return None
         if text.ended_by_text:
             self._stream.end_sequence(delta.request_id, delta.index)
-        now = time.monotonic()
-        if is_first:
-            prompt_tokens = len(request.request.prompt_token_ids)
-            self._metrics.first_token(now - request.metrics.arrival_time, prompt_tokens, delta.num_cached_tokens)
-        last = self._last_token.get(number)
-        if last is not None:
-            self._metrics.next_token(now - last)
-        self._last_token[number] = now
+        if delta.token_ids:  # a sequence that failed gives none
+            self._count_token(request, number, is_first)
         if text.finish_reason is not None:
             self._metrics.sequence_ended(text.finish_reason)
             if request.finished:
@@ -88,6 +80,17 @@ class Generation:
         if text.finish_reason == "error":
             raise SequenceFailedError(text.error or "The model failed on this request.")
         return text
+
+    def _count_token(self, request: RequestText, number: int, is_first: bool) -> None:
+        times = request.metrics
+        now = times.last_token_time or times.arrival_time
+        if is_first:
+            prompt_tokens = len(request.request.prompt_token_ids)
+            self._metrics.first_token(now - times.arrival_time, prompt_tokens, request.num_cached_tokens or 0)
+        last = self._last_token.get(number)
+        if last is not None:
+            self._metrics.next_token(now - last)
+        self._last_token[number] = now
 
 
 def _joined(first: TextDelta, second: TextDelta) -> TextDelta:

@@ -31,7 +31,7 @@ def test_deltas_and_stats_cross_processes() -> None:
     entry = TokenLogprobs(1, -0.5, 1, ((1, -0.5, 1), (2, -1.5, 2)))
     for value in (
         TokenDelta("a", 0, [1], [entry], FinishReason.STOP, 7, 4, [entry]),
-        TokenDelta("a", 1, [], None, "error", error="NaN"),
-        SchedulerStats(1, 2, 3, 4, 5, 6, 7, 8, 9),
+        TokenDelta("a", 1, [], None, "error", error="NaN", first_scheduled_time=0.25),
+        SchedulerStats(1, 2, 3, 4, 5, 6, 7, 8, 9, 10),
     ):
         assert msgspec.msgpack.decode(msgspec.msgpack.encode(value), type=type(value)) == value

@@ -26,7 +26,7 @@ from pllm.runtime.sampling_params import SamplingParams
 from pllm.runtime.sequence import Request
 from pllm.runtime.step import SchedulerStats, TokenDelta
 
-STATS = SchedulerStats(0, 0, 0, 0, 0, 0, 0, 0, 0)
+STATS = SchedulerStats(0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
 INFO = EngineInfo(
     model_name="m",
     model_source="s",

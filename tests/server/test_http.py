@@ -403,55 +403,6 @@ class TestKeys:
         assert client.get("/v1/models", headers={"authorization": "Bearer whatever"}).status_code == 200
 
 
-class TestMetrics:
-    NAMES = (
-        "num_requests_running",
-        "num_requests_waiting",
-        "kv_cache_usage_perc",
-        "cache_config_info",
-        "prefix_cache_queries_total",
-        "prefix_cache_hits_total",
-        "num_preemptions_total",
-        "prompt_tokens_total",
-        "prompt_tokens_cached_total",
-        "generation_tokens_total",
-        "request_success_total",
-        "time_to_first_token_seconds_bucket",
-        "inter_token_latency_seconds_bucket",
-        "request_time_per_output_token_seconds_bucket",
-        "e2e_request_latency_seconds_bucket",
-        "request_decode_time_seconds_bucket",
-        "request_prompt_tokens_bucket",
-        "request_generation_tokens_bucket",
-        "iteration_tokens_total_bucket",
-    )
-
-    def test_names_under_both_prefixes(self, server: Server, start: StartServer) -> None:
-        for prefix, one in (("pllm", server), ("vllm", start("--metrics-prefix", "vllm").wait_ready())):
-            with one.client() as of_prefix:
-                complete(of_prefix)
-                answer = of_prefix.get("/metrics")
-                assert answer.headers["content-type"].startswith("text/plain")
-                for name in self.NAMES:
-                    assert f"\n{prefix}:{name}{{" in answer.text, name
-
-    def test_counts(self, start: StartServer) -> None:
-        server = start().wait_ready()
-        with server.client() as client:
-            complete(client, "hello")
-            complete(client, "hello", n=2, max_tokens=3)
-            events(complete(client, "hello", stream=True))
-            text = client.get("/metrics").text
-        labels = 'engine="0",model_name="parrot"'
-        assert f"pllm:generation_tokens_total{{{labels}}} 18.0" in text
-        assert f"pllm:prompt_tokens_total{{{labels}}} 15.0" in text
-        assert 'finished_reason="stop",model_name="parrot"} 2.0' in text
-        assert 'finished_reason="length",model_name="parrot"} 2.0' in text
-        for name in ("time_to_first_token_seconds", "e2e_request_latency_seconds"):
-            assert f"pllm:{name}_count{{{labels}}} 3.0" in text
-        assert f"pllm:inter_token_latency_seconds_count{{{labels}}} 14.0" in text
-
-
 def test_neighbours_go_on_while_a_large_body_is_tokenised(server: Server, client: httpx.Client) -> None:
     def large() -> None:
         with server.client() as other:

@@ -167,7 +167,9 @@ def test_n_answers_and_logprobs(llm: LLM) -> None:
 def test_metrics_of_a_request(llm: LLM) -> None:
     (output,) = llm.generate("The quick brown", SamplingParams(max_tokens=3), use_tqdm=False)
     times = output.metrics
-    assert times.arrival_time <= times.first_token_time <= times.last_token_time <= times.finished_time
+    assert times.arrival_time <= times.first_scheduled_time <= times.first_token_time
+    assert times.first_token_time <= times.last_token_time <= times.finished_time
+    assert times.time_in_queue == times.first_scheduled_time - times.arrival_time
     assert times.time_to_first_token == times.first_token_time - times.arrival_time
     assert output.num_cached_tokens == 0
 
