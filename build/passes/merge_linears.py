@@ -4,6 +4,7 @@ import operator
 from functools import reduce
 
 import torch
+from torch._dispatch.python import enable_python_dispatcher
 from torch.fx import Node
 from torch.fx.node import Argument
 
@@ -45,7 +46,8 @@ def _merge(traced: Traced, group: list[Node], *, has_bias: bool) -> None:
 def _call(traced: Traced, target: torch._ops.OpOverload, args: tuple[Argument, ...]) -> Node:
     node = traced.graph.call_function(target, args)
     values = [value(arg) if isinstance(arg, Node) else arg for arg in args]
-    with traced.fake_mode:
+    # As tracing does: torch 2.11 decomposes linear in C++ otherwise, which takes no symbolic sizes.
+    with enable_python_dispatcher(), traced.fake_mode:
         node.meta["val"] = target(*values)
     return node
 
