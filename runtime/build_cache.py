@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -20,6 +20,8 @@ from pllm.runtime.machine import Machine
 from pllm.runtime.user_cache import user_cache
 
 __all__ = ["BuildCache", "CachedArtifact"]
+
+_CLEANING_UP = 10.0  # seconds that an interrupted build may take to remove what it began
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +90,7 @@ class BuildCache:
         command = [sys.executable, "-P", "-m", "pllm", "build", source, "--output", str(target)]
         for override in overrides:
             command += ["--set", override]
-        code = subprocess.run(command, check=False, stdin=subprocess.DEVNULL, stdout=2).returncode
+        code = run_build(command)
         if code:
             kind = UserInputError if code == UserInputError.exit_code else BuildError
             raise kind(f"{source} could not be built (exit code {code}); the cause stands above.")
@@ -101,6 +103,22 @@ class BuildCache:
         with target.with_name(target.name + ".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # released when the file is closed, or its process killed
             yield
+
+
+def run_build(command: list[str]) -> int:
+    """The exit code of a build, which ends with this process's part in it: it cleans up after itself when told to."""
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=2) as build:
+        try:
+            return build.wait()
+        except KeyboardInterrupt:
+            # A terminal's Ctrl-C has reached the build too, and a second signal would disturb its cleaning up.
+            with suppress(subprocess.TimeoutExpired):
+                build.wait(_CLEANING_UP)
+            raise
+        finally:
+            if build.poll() is None:
+                build.terminate()
+                build.wait()
 
 
 def _contents(source: str) -> list[str]:

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any, TextIO
 
-from pllm.runtime.errors import PllmError
+from pllm.runtime.errors import PllmError, RequestError, UserInputError
 from pllm.runtime.llm import LLM
+from pllm.runtime.sampling_params import SamplingParams
 
 __all__ = ["Chat", "add_arguments", "main"]
 
@@ -31,8 +32,9 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def main(arguments: Namespace) -> int:
     """Run the command; its exit code."""
+    sampling = {"max_tokens": arguments.max_tokens, "temperature": arguments.temperature}
+    _check({name: value for name, value in sampling.items() if value is not None})
     with LLM(arguments.model, chat_template=arguments.chat_template) as llm:
-        sampling = {"max_tokens": arguments.max_tokens, "temperature": arguments.temperature}
         chat = Chat(llm, arguments.system, sampling)
         if sys.stdin.isatty():
             print(_HELP, file=sys.stderr)
@@ -44,6 +46,14 @@ def main(arguments: Namespace) -> int:
             elif line:
                 chat.answer(line, sys.stdout)
     return 0
+
+
+def _check(sampling: dict[str, Any]) -> None:
+    """Raises UserInputError for a flag out of its range: before a model is opened, or even built."""
+    try:
+        SamplingParams(**sampling)
+    except RequestError as error:
+        raise UserInputError(f"--{(error.param or '').replace('_', '-')}: {error}") from None
 
 
 class Chat:

@@ -57,7 +57,12 @@ class RequestText:
     @property
     def finished(self) -> bool:
         """True once every answer is."""
-        return all(answer.finish_reason is not None for answer in self._answers)
+        return not self.num_unfinished
+
+    @property
+    def num_unfinished(self) -> int:
+        """Answers that are not complete."""
+        return sum(answer.finish_reason is None for answer in self._answers)
 
     def feed(self, delta: TokenDelta) -> TextDelta | None:
         """Take a delta of this request; None when its answer was over already (the engine had not heard of it yet)."""

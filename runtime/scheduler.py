@@ -241,7 +241,7 @@ class Scheduler:
             index=seq.index,
             token_ids=[token.token_id] if token.error is None else [],
             logprobs=[token.logprobs] if token.logprobs else None,
-            finish_reason=reason,
+            finish_reason=None if reason is None else reason.value,
             stop_reason=stop_reason,
             num_cached_tokens=seq.num_cached_tokens or 0,
             prompt_logprobs=seq.prompt_logprobs,

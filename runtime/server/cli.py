@@ -6,12 +6,15 @@ artifact, the imports of this process.
 
 import argparse
 import errno
+import math
 import os
+import signal
 import socket
 import sys
 import time
 from ipaddress import ip_address
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -170,11 +173,19 @@ def _artifact(model: str) -> Path | int:
     from pllm.runtime.errors import PllmError
     from pllm.runtime.model_options import ModelOptions
 
+    # A server that is stopped while it builds stops the build, too.
+    before = signal.signal(signal.SIGTERM, _terminated)
     try:
         return ModelOptions(model=model).artifact()
     except PllmError as error:
         print(f"pllm run: {error}", file=sys.stderr)
         return error.exit_code
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _terminated(number: int, _: FrameType | None) -> None:
+    raise SystemExit(128 + number)
 
 
 def _bind(host: str, port: int) -> socket.socket | None:
@@ -225,29 +236,34 @@ def _is_loopback(host: str) -> bool:
     return ip_address(host.partition("%")[0]).is_loopback
 
 
-def _port(text: str) -> int:
-    value = int(text)
-    if not 0 <= value < 65536:
-        raise argparse.ArgumentTypeError(f"a port is between 0 and 65535, not {value}")
+def _whole(text: str, low: int, high: float) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = low - 1
+    if not low <= value <= high:
+        wanted = f"of at least {low}" if high == math.inf else f"from {low} to {high}"
+        raise argparse.ArgumentTypeError(f"must be a whole number {wanted}, not {text!r}")
     return value
+
+
+def _port(text: str) -> int:
+    return _whole(text, 0, 65535)
 
 
 def _at_least_one(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
-    return value
+    return _whole(text, 1, math.inf)
 
 
 def _at_least_none(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"must be at least 0, not {value}")
-    return value
+    return _whole(text, 0, math.inf)
 
 
 def _seconds(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be a number of seconds, not {text}")
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number of seconds, not {text!r}")
     return value

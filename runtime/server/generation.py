@@ -1,7 +1,7 @@
 """One API call's answers as they grow: token deltas from the engine, text deltas to the client."""
 
 from pllm.runtime.engine_client import TokenStream
-from pllm.runtime.errors import PllmError
+from pllm.runtime.errors import EngineDeadError, PllmError, QueueFullError, RequestError
 from pllm.runtime.metrics import ServerMetrics
 from pllm.runtime.request_text import RequestText, TextDelta
 from pllm.runtime.step import TokenDelta
@@ -32,6 +32,7 @@ class Generation:
         self._place = {text.request.request_id: place for place, text in enumerate(texts)}
         self._num_each = texts[0].request.params.n
         self._last_token: dict[int, float] = {}
+        self._left: str | None = "abort"  # what the answers that do not end by themselves are counted as
 
     @property
     def finished(self) -> bool:
@@ -45,7 +46,7 @@ class Generation:
         or SequenceFailedError.
         """
         news: dict[int, TextDelta] = {}
-        for delta in await self._stream.take():
+        for delta in await self._take():
             place = self._place[delta.request_id]
             number = place * self._num_each + delta.index
             text = self._feed(self.texts[place], delta, number)
@@ -56,12 +57,21 @@ class Generation:
 
     def close(self) -> None:
         """Nobody wants more: whatever has not finished is aborted, and counted so."""
-        for text in self.texts:
-            answers = text.output().outputs if not text.finished else ()
-            for answer in answers:
-                if answer.finish_reason is None:
-                    self._metrics.sequence_ended("abort")
+        unfinished = sum(text.num_unfinished for text in self.texts)
+        if self._left is not None:
+            for _ in range(unfinished):
+                self._metrics.sequence_ended(self._left)
         self._stream.close()
+
+    async def _take(self) -> list[TokenDelta]:
+        try:
+            return await self._stream.take()
+        except (RequestError, QueueFullError):
+            self._left = None  # the engine has refused them: they never were
+            raise
+        except EngineDeadError:
+            self._left = "error"
+            raise
 
     def _feed(self, request: RequestText, delta: TokenDelta, number: int) -> TextDelta | None:
         is_first = request.metrics.first_token_time is None

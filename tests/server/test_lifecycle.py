@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,7 +15,9 @@ import httpx
 import psutil
 import pytest
 
-from .servers import HERE, Server, StartServer, environment, eventually
+from pllm.runtime import build_cache
+
+from .servers import HERE, Server, StartServer, environment, eventually, running_server
 
 SLOW = {"PLLM_FAKE_STEP": "0.05"}
 LONG = {"prompt": "abc", "max_tokens": 400, "ignore_eos": True}
@@ -87,6 +90,42 @@ class TestStart:
         assert result.returncode == 2
         assert "is no model" in result.stderr.decode()
         assert "Traceback" not in result.stderr.decode()
+
+    def test_a_recipe_that_was_built_is_served_from_the_cache(
+        self, artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def build(command: list[str]) -> int:
+            shutil.copytree(artifact, command[command.index("--output") + 1])
+            return 0
+
+        recipe = tmp_path / "mine.toml"
+        recipe.write_text('[model]\nsource = "./checkpoint"\n')
+        monkeypatch.setenv("PLLM_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(build_cache, "run_build", build)
+        build_cache.BuildCache().obtain(str(recipe))
+        with running_server(recipe) as server, server.wait_ready().client() as client:
+            assert client.post("/v1/completions", json={"prompt": "abc"}).json()["choices"][0]["text"] == "abc"
+
+    def test_a_recipe_that_cannot_be_built(self, tmp_path: Path) -> None:
+        recipe = tmp_path / "mine.toml"
+        recipe.write_text("[model\n")
+        result = run(recipe, "--port", "0", env={"PLLM_CACHE": str(tmp_path / "cache")})
+        said = result.stderr.decode()
+        assert result.returncode == 2
+        assert "mine.toml:1:7" in said
+        assert "could not be built" in said.splitlines()[-1]
+        assert "Traceback" not in said
+
+    def test_a_stop_while_a_recipe_is_built_ends_the_build(self, tmp_path: Path) -> None:
+        recipe = Path(__file__).parents[2] / "recipes" / "quickstart.toml"
+        with running_server(recipe, env={"PLLM_CACHE": str(tmp_path / "cache")}) as server:
+            process = psutil.Process(server.process.pid)
+            eventually(lambda: any(".quickstart-" in path.name for path in tmp_path.glob("cache/artifacts/*")), 60)
+            builds = process.children(recursive=True)
+            assert any("build" in child.cmdline() for child in builds)
+            assert server.stop() == 128 + signal.SIGTERM
+            assert not any(child.is_running() for child in builds)
+        assert not list(tmp_path.glob("cache/artifacts/*/"))
 
     def test_not_ready_before_the_engine_is(self, artifact: Path, start: StartServer) -> None:
         server = start("--port", str(port := free_port()), env={"PLLM_FAKE_OPEN": "2"})

@@ -183,3 +183,18 @@ def test_a_sequence_that_fails_before_its_first_token_has_no_times(fresh: Server
     assert scrape.value("request_success_total", finished_reason="error") == 1
     assert scrape.count("time_to_first_token_seconds") == 1
     assert scrape.count("inter_token_latency_seconds") == 1, "the failure itself is no token"
+
+
+def test_what_the_engine_refuses_has_not_ended(fresh: Server) -> None:
+    assert complete(fresh, n=9).status_code == 400
+    assert Scrape(fresh).families["request_success"].samples == []
+
+
+def test_who_loses_the_engine_has_ended_with_an_error(start: StartServer) -> None:
+    server = start(env=SLOW).wait_ready()
+    connection = raw_request(server, {**LONG, "n": 2})
+    eventually(lambda: server.gauge("num_requests_running") == 2)
+    server.engine.kill()
+    assert b"503 Service Unavailable" in connection.recv(65536)
+    connection.close()
+    assert Scrape(server).value("request_success_total", finished_reason="error") == 2

@@ -2,7 +2,7 @@
 
 import json
 import os
-import subprocess
+import signal
 import sys
 import threading
 from collections.abc import Callable
@@ -17,14 +17,14 @@ from pllm.runtime.model_options import ModelOptions
 
 
 class Builds:
-    """Stands for `subprocess.run`: notes the command and makes the artifact, or fails."""
+    """Stands for the build's process: notes the command and makes the artifact, or fails."""
 
     def __init__(self) -> None:
         self.commands: list[list[str]] = []
         self.code = 0
         self.before_it_ends: Callable[[], None] = lambda: None
 
-    def run(self, command: list[str], **options: object) -> "subprocess.CompletedProcess[bytes]":
+    def run(self, command: list[str]) -> int:
         self.commands.append(command)
         self.before_it_ends()
         if self.code == 0:
@@ -32,13 +32,13 @@ class Builds:
             target.mkdir()
             (target / "manifest.json").write_text("{}")
             (target / "weights").write_bytes(b"x" * 1000)
-        return subprocess.CompletedProcess(command, self.code)
+        return self.code
 
 
 @pytest.fixture
 def builds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Builds:
     builds = Builds()
-    monkeypatch.setattr(build_cache.subprocess, "run", builds.run)
+    monkeypatch.setattr(build_cache, "run_build", builds.run)
     monkeypatch.setenv("PLLM_CACHE", str(tmp_path / "cache"))
     return builds
 
@@ -162,3 +162,47 @@ def test_an_artifact_is_opened_where_it_is(builds: Builds, tmp_path: Path) -> No
     (tmp_path / "manifest.json").write_text(json.dumps({}))
     assert artifact_of(tmp_path) == tmp_path
     assert builds.commands == []
+
+
+BUILD = """
+import os, signal, sys, time
+from pathlib import Path
+
+def end(number, _):
+    Path(sys.argv[1]).write_text(f"cleaned up after {number}")
+    raise SystemExit(128 + number)
+
+signal.signal(signal.SIGTERM, end)
+signal.signal(signal.SIGINT, end)
+ACT
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(
+    ("act", "error", "said"),
+    [
+        ("os.kill(os.getppid(), signal.SIGINT); signal.raise_signal(signal.SIGINT)", KeyboardInterrupt, "2"),
+        ("os.kill(os.getppid(), signal.SIGUSR1)", SystemExit, "15"),
+    ],
+)
+def test_a_build_ends_with_who_waits_for_it(tmp_path: Path, act: str, error: type[BaseException], said: str) -> None:
+    """A terminal's Ctrl-C reaches both and is not followed by another signal; a stop that reaches one is passed on."""
+
+    def stop(number: int, _: object) -> None:
+        raise SystemExit
+
+    note = tmp_path / "note"
+    before = signal.signal(signal.SIGUSR1, stop)
+    try:
+        with pytest.raises(error):
+            build_cache.run_build([sys.executable, "-c", BUILD.replace("ACT", act), str(note)])
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert note.read_text() == f"cleaned up after {said}"
+
+
+def test_a_build_s_exit_code_and_output(capfd: pytest.CaptureFixture[str]) -> None:
+    assert build_cache.run_build([sys.executable, "-c", "print('progress'); raise SystemExit(3)"]) == 3
+    shown = capfd.readouterr()
+    assert (shown.out, shown.err) == ("", "progress\n")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pllm.runtime import chat_cli
-from pllm.runtime.errors import RequestError
+from pllm.runtime.errors import UserInputError
 
 from .fake_model import FakeCore
 
@@ -34,8 +34,13 @@ def test_flags(artifact: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert capsys.readouterr().out == "system:be brief\n" * 2
     talk(artifact, "abcdef\n", monkeypatch, "--max-tokens", "2")
     assert capsys.readouterr().out == "u\n"  # <|im_start|> has no text
-    with pytest.raises(RequestError, match="temperature"):
-        talk(artifact, "a\n", monkeypatch, "--temperature", "9")
+
+
+def test_a_flag_out_of_range_is_said_before_anything_is_opened(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for flag, value in (("--temperature", "9"), ("--max-tokens", "0")):
+        with pytest.raises(UserInputError, match=f"^{flag}: ") as caught:
+            talk(artifact / "nothing", "a\n", monkeypatch, flag, value)
+        assert caught.value.exit_code == 2
 
 
 def test_a_full_context_is_said_and_the_conversation_goes_on(
