@@ -5,9 +5,11 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 
@@ -17,6 +19,7 @@ from pllm.build.progress import Progress
 from pllm.build.recipe import Recipe
 
 ROOT = Path(__file__).parents[2]
+LEAN = Path(__file__).parent / "lean"
 
 
 @pytest.fixture(scope="session")
@@ -32,10 +35,27 @@ def llm(artifact: Path) -> Iterator[LLM]:
         yield opened
 
 
-class Server:
-    """A running ``pllm run`` that finds no program on its PATH, a compiler least of all."""
+def lean_environment(audit: Path) -> dict[str, str]:
+    """No program on the PATH, a compiler least of all; no torch, no model library and no part of the build that could
+    be imported (`lean.sitecustomize`). What is started or unpickled all the same is written down in ``audit``.
+    """
+    path = os.pathsep.join(filter(None, [str(LEAN), os.environ.get("PYTHONPATH")]))
+    return {**os.environ, "PATH": "/nonexistent", "PYTHONPATH": path, "PLLM_AUDIT": str(audit)}
 
-    def __init__(self, artifact: Path) -> None:
+
+@pytest.fixture
+def audit(tmp_path: Path) -> Path:
+    """An empty file for `lean_environment`."""
+    file = tmp_path / "audit"
+    file.touch()
+    return file
+
+
+class Server:
+    """A running ``pllm run`` in a lean environment. ``audit``: what it has started or unpickled, a line each."""
+
+    def __init__(self, artifact: Path, audit: Path) -> None:
+        self.audit = audit
         self.log: list[str] = []
         self.port = 0
         self._ready = threading.Event()
@@ -43,7 +63,7 @@ class Server:
             [sys.executable, "-m", "pllm", "run", str(artifact), "--port", "0"],
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, "PATH": "/nonexistent"},
+            env=lean_environment(audit),
         )
         threading.Thread(target=self._read, daemon=True).start()
         assert self._ready.wait(60) and self.port, "".join(self.log)
@@ -62,6 +82,20 @@ class Server:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
+    def metric(self, name: str) -> float:
+        """A gauge or a counter, now."""
+        metrics = httpx.get(f"{self.url}/metrics", timeout=30).text
+        match = re.search(rf"^pllm:{name}{{[^}}]*}} (\S+)$", metrics, re.MULTILINE)
+        assert match, metrics
+        return float(match[1])
+
+    def wait_for_usage(self, wanted: Callable[[float], bool]) -> None:
+        """Until the part of the KV blocks that are in use is such a one: ten times as long as it may take."""
+        deadline = time.monotonic() + 10
+        while not wanted(self.metric("kv_cache_usage_perc")):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
     @property
     def engine(self) -> psutil.Process:
         children = psutil.Process(self.process.pid).children()
@@ -69,8 +103,8 @@ class Server:
 
 
 @pytest.fixture(scope="module")
-def server(artifact: Path) -> Iterator[Server]:
-    running = Server(artifact)
+def server(artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    running = Server(artifact, tmp_path_factory.mktemp("server") / "audit")
     try:
         yield running
     finally:

@@ -1,8 +1,8 @@
 """The quickstart model from recipe to answer: everything real."""
 
 import json
-import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +11,8 @@ import httpx
 import pytest
 
 from pllm import LLM, SamplingParams
+
+from .conftest import lean_environment
 
 ROOT = Path(__file__).parents[2]
 CHECKPOINT = ROOT / "recipes" / "quickstart"
@@ -98,7 +100,13 @@ class TestServer:
         assert lines[-1] == "[DONE]"
         deltas = [json.loads(line)["choices"][0]["delta"].get("content") or "" for line in lines[:-1]]
         assert "".join(deltas) == ANSWER
-        assert sum(map(bool, deltas)) > 1
+
+    def test_a_long_answer_comes_in_pieces(self, server) -> None:
+        """A short one may be complete before the server's process has its turn."""
+        body = {"prompt": "Once", "max_tokens": 1500, "ignore_eos": True, "temperature": 0, "stream": True}
+        with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=30) as reply:
+            pieces = [line for line in reply.iter_lines() if line.startswith("data: {")]
+        assert len(pieces) > 10
 
     def test_completions(self, server, llm: LLM) -> None:
         prompt = "Once upon a time"
@@ -108,14 +116,70 @@ class TestServer:
         assert reply["choices"][0]["text"] == output.outputs[0].text != ""
         assert reply["usage"]["completion_tokens"] == 24
 
+    @pytest.mark.parametrize("stream", [True, False])
+    def test_a_client_that_goes_away_frees_its_blocks(self, server, stream: bool) -> None:
+        body = {"prompt": "Once", "max_tokens": 2000, "ignore_eos": True, "n": 8, "stream": stream}
+        text = json.dumps(body).encode()
+        before = server.metric("generation_tokens_total")
+        with socket.create_connection(("127.0.0.1", server.port)) as connection:
+            head = "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: "
+            connection.sendall(f"{head}{len(text)}\r\n\r\n".encode() + text)
+            server.wait_for_usage(lambda usage: usage > 0)
+        server.wait_for_usage(lambda usage: usage == 0)
+        assert server.metric("generation_tokens_total") - before < 8 * 2000, "it ended before its client went"
+
     def test_no_process_of_it_holds_pytorch_for_python(self, server) -> None:
         for process in (server.engine.pid, server.process.pid):
             maps = Path(f"/proc/{process}/maps").read_text(encoding="utf-8")
             assert "libtorch_python" not in maps
         assert "model.so" in Path(f"/proc/{server.engine.pid}/maps").read_text(encoding="utf-8")
 
+    def test_it_starts_no_program_but_its_engine_and_reads_no_pickle(self, server) -> None:
+        httpx.post(f"{server.url}/v1/completions", json={"prompt": "1 2 3", "n": 2}, timeout=30).raise_for_status()
+        (line,) = server.audit.read_text(encoding="utf-8").splitlines()
+        assert line.startswith("subprocess.Popen")
+        assert "pllm.runtime.engine_process" in line
 
-def test_answering_imports_nothing_of_the_build_and_finds_no_compiler(artifact: Path) -> None:
+
+def run_lean(script: str, audit: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", script],
+        env=lean_environment(audit),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+
+def test_the_lean_environment_is_one(audit: Path) -> None:
+    """What the tests around it show is worth what this one shows."""
+    script = """
+import collections, pickle, subprocess
+from importlib import import_module
+from importlib.util import find_spec
+for name in ("torch", "transformers", "sympy", "triton", "pllm.build", "setuptools"):
+    assert find_spec(name), name
+    try:
+        import_module(name)
+    except ImportError as error:
+        print(error)
+pickle.loads(pickle.dumps(collections.Counter))
+for program in ("g++", "cc", "ld"):
+    try:
+        subprocess.run([program])
+    except FileNotFoundError:
+        print("no", program)
+"""
+    done = run_lean(script, audit)
+    assert done.returncode == 0, done.stderr
+    names = ("torch", "transformers", "sympy", "triton", "pllm.build", "setuptools")
+    assert done.stdout.splitlines() == [*(f"{name} is blocked here" for name in names), "no g++", "no cc", "no ld"]
+    written = [line.split()[0] for line in audit.read_text(encoding="utf-8").splitlines()]
+    assert written == ["pickle.find_class"] + 3 * ["subprocess.Popen"]
+
+
+def test_the_library_answers_where_nothing_of_the_build_can_be_imported(artifact: Path, audit: Path) -> None:
     script = f"""
 import sys
 from pllm import LLM, SamplingParams
@@ -125,16 +189,10 @@ if __name__ == "__main__":
     print(output.outputs[0].text)
     print(*sorted({{"torch", "transformers", "sympy", "triton", "pllm.build"}} & set(sys.modules)))
 """
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        env={**os.environ, "PATH": "/nonexistent"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
+    done = run_lean(script, audit)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [ANSWER, ""]
+    assert audit.read_text(encoding="utf-8") == ""
 
 
 def _files(artifact: Path) -> list[Path]:
