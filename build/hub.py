@@ -13,7 +13,7 @@ from typing import Any
 
 from pllm.runtime.errors import CheckpointError
 
-__all__ = ["BeforeWeights", "download"]
+__all__ = ["BeforeWeights", "download", "is_hub_id"]
 
 BeforeWeights = Callable[[Mapping[str, Any], int], None]
 """Called with the model's configuration and the bytes of its weights before those are downloaded; may raise."""
@@ -24,13 +24,18 @@ _UNWANTED = ("*/*",)
 """Folders of a repository hold other formats of the same weights."""
 
 
+def is_hub_id(source: str) -> bool:
+    """Whether it could be one: ``ORG/NAME`` or ``NAME``."""
+    return re.fullmatch(r"(?:\w[\w.-]*/)?\w[\w.-]*", source) is not None
+
+
 def download(source: str, revision: str, before_weights: BeforeWeights) -> Path:
     """The snapshot directory of a Hub id (``ORG/NAME`` or ``NAME``) at a branch, tag or commit.
 
     The small files come first, so that ``before_weights`` can refuse a model before gigabytes are on their way.
     Raises CheckpointError that tells an unknown model from a closed one, and both from no network.
     """
-    if not re.fullmatch(r"(?:[\w.-]+/)?[\w.-]+", source):
+    if not is_hub_id(source):
         raise CheckpointError(f"{source!r} is neither a directory nor a Hub id such as Qwen/Qwen3-0.6B")
     try:
         # Slow to import, and of use to nobody who builds from a directory. httpx is what huggingface_hub speaks with.

@@ -4,6 +4,7 @@ import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
+from pllm.build.hub import is_hub_id
 from pllm.build.recipe import Recipe
 from pllm.build.recipe_reference import recipe_text
 from pllm.runtime.errors import UserInputError
@@ -19,6 +20,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def main(arguments: Namespace) -> int:
+    if not Path(arguments.model).expanduser().is_dir() and not is_hub_id(arguments.model):
+        raise UserInputError(f"{arguments.model!r} is neither a directory nor a Hub id such as Qwen/Qwen3-0.6B")
     recipe = Recipe.for_model(arguments.model)
     text = recipe_text(arguments.model)
     if arguments.output == Path("-"):

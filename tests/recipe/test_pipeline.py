@@ -249,6 +249,9 @@ def test_init_writes_a_recipe_that_builds(
     assert recipe.source_directory() == tmp_path / "model"
     assert main(["init", "./model"]) == 2
     assert "model.toml exists" in capsys.readouterr().err
+    for model in ("./nothing", "a/b/c", "/nothing"):
+        assert main(["init", model, "--output", "-"]) == 2
+        assert "is neither a directory nor a Hub id" in capsys.readouterr().err
     assert main(["init", "org/name", "--output", "-"]) == 0
     assert 'source = "org/name"' in capsys.readouterr().out
 
