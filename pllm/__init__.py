@@ -9,14 +9,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pllm.runtime.async_llm import AsyncLLM
     from pllm.runtime.llm import LLM
     from pllm.runtime.outputs import CompletionOutput, Logprob, RequestOutput
     from pllm.runtime.sampling_params import SamplingParams
 
 __version__ = "0.1.0"
-__all__ = ["LLM", "CompletionOutput", "Logprob", "RequestOutput", "SamplingParams", "__version__"]
+__all__ = ["LLM", "AsyncLLM", "CompletionOutput", "Logprob", "RequestOutput", "SamplingParams", "__version__"]
 
 _HOMES = {
+    "AsyncLLM": "pllm.runtime.async_llm",
     "LLM": "pllm.runtime.llm",
     "CompletionOutput": "pllm.runtime.outputs",
     "Logprob": "pllm.runtime.outputs",

@@ -33,13 +33,15 @@ class GenerationProgress:
     def __init__(self, num_prompts: int) -> None:
         from rich.console import Console  # noqa: PLC0415  (20 ms that a silent start saves)
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn  # noqa: PLC0415
+        from rich.table import Column  # noqa: PLC0415
 
+        # In a narrow terminal the bar gives way, the figures do not.
         self._progress = Progress(
             TextColumn("Processed prompts:"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("est. speed input: {task.fields[input]:.2f} toks/s, output: {task.fields[output]:.2f} toks/s"),
+            BarColumn(bar_width=None, table_column=Column(max_width=40)),
+            MofNCompleteColumn(table_column=Column(no_wrap=True)),
+            TimeElapsedColumn(table_column=Column(no_wrap=True)),
+            TextColumn("input {task.fields[input]:.1f} toks/s, output {task.fields[output]:.1f} toks/s"),
             console=Console(stderr=True),
             auto_refresh=False,
         )

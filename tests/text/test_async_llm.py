@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pllm.runtime.async_llm import AsyncLLM
+from pllm import AsyncLLM
 from pllm.runtime.errors import ContextLengthExceededError, EngineDeadError, QueueFullError
 from pllm.runtime.outputs import RequestOutput
 from pllm.runtime.sampling_params import SamplingParams
