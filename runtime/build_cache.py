@@ -21,6 +21,7 @@ from pllm.runtime.user_cache import user_cache
 
 __all__ = ["BuildCache", "CachedArtifact"]
 
+_OF_A_CHECKPOINT = frozenset({".jinja", ".json", ".safetensors"})  # what else lies beside them no build reads
 _CLEANING_UP = 10.0  # seconds that an interrupted build may take to remove what it began
 
 
@@ -125,8 +126,8 @@ def _contents(source: str) -> list[str]:
     """What of the source's files decides the build; nothing for a Hub id, which its revision pins."""
     path = Path(source)
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.is_file())
-        return [f"{file.relative_to(path)} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files]
+        files = sorted(file for file in path.iterdir() if file.suffix in _OF_A_CHECKPOINT and file.is_file())
+        return [f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files]
     if not path.is_file():
         return []
     text = path.read_bytes()

@@ -101,6 +101,9 @@ def test_a_changed_source_is_built_anew(builds: Builds, checkpoint: Path, tmp_pa
     os.utime(checkpoint / "config.json", (1, 1))
     seen.add(artifact_of(recipe))
     assert len(seen) == 4
+    (checkpoint / "README.md").write_text("about it")
+    (checkpoint / ".git").mkdir()
+    (checkpoint / ".git" / "config.json").write_text("{}")
     assert artifact_of(recipe) in seen
     assert all(path.name.startswith("mine-") for path in seen)
 
