@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pllm.build.export import load_reference
+from pllm.build.model_source import load_reference
 from pllm.build.pipeline import Build
 from pllm.build.progress import StageProgress
 from pllm.build.rehearsal import RehearsalSpec, rehearsal

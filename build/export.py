@@ -1,4 +1,4 @@
-"""Export: the model's own module, traced by torch with our attention in it. The one file that imports transformers.
+"""Export: the model's own module, traced by torch with our attention in it.
 
 The inputs of the traced program are packed tokens, ``[T]`` of all sequences without padding; what paged attention needs
 besides travels through the model's forward as keyword arguments.
@@ -7,22 +7,18 @@ besides travels through the model's forward as keyword arguments.
 from typing import Any, cast
 
 import torch
-from torch.export import Dim
-from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, PreTrainedModel
-from transformers.initialization import no_init_weights
-from transformers.utils.logging import disable_progress_bar
+from torch.export import Dim, ExportedProgram
 
-from pllm.build.checkpoint import Checkpoint
+from pllm.build.model_source import ModelWeights, load_config, skeleton
 from pllm.build.pipeline import Build
 from pllm.build.progress import StageProgress
 from pllm.build.traced import ConstantSource, Traced
 from pllm.kernels.torch_operators import define_operators
-from pllm.runtime.errors import BuildError
+from pllm.runtime.errors import BuildError, CheckpointError
 from pllm.runtime.manifest import DimRange, KvInfo, ModelInfo, TensorInfo
 
-__all__ = ["DIMS", "constant_values", "export", "load_reference", "program_inputs", "trace"]
+__all__ = ["DIMS", "export", "paged_attention", "program_inputs", "trace"]
 
-_ATTENTION = "pllm_paged"
 _WRAPPER = "causal_lm."
 
 DIMS = {name: DimRange(min=1, max=2**31 - 1) for name in ("tokens", "sequences", "table_width", "rows", "blocks")}
@@ -49,7 +45,7 @@ class _PackedForward(torch.nn.Module):
     ``logits_to_keep`` takes the rows' indices: the head sees only the tokens that are sampled from.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: torch.nn.Module) -> None:
         super().__init__()
         self.causal_lm = model
 
@@ -77,7 +73,7 @@ class _PackedForward(torch.nn.Module):
         return cast("torch.Tensor", out.logits[0])
 
 
-def _attention(
+def paged_attention(
     module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -108,12 +104,23 @@ def _attention(
 
 
 def export(build: Build, progress: StageProgress) -> None:
-    """Trace the checkpoint's model. Raises BuildError for a model that cannot be traced, with the reason."""
-    config = AutoConfig.from_pretrained(build.checkpoint.directory)
-    build.exported, model = trace(config, build.kv, build.checkpoint)
+    """Trace the checkpoint's model. Raises BuildError for a model that cannot be traced, with the reason, and
+    CheckpointError for a checkpoint that lacks some of its weights."""
+    config = load_config(build.checkpoint)
+    model = skeleton(config, paged_attention)
+    name = type(model).__name__
+    build.exported = trace(model, build.kv)
+    build.model_weights = ModelWeights(model, build.checkpoint)
+    parts = dict.fromkeys(part for source in build.exported.sources.values() for part in source.parts)
+    lacking = [part for part in parts if part not in build.model_weights]
+    if lacking:
+        shown = ", ".join(lacking[:3]) + (", ..." if len(lacking) > 3 else "")
+        raise CheckpointError(
+            f"{build.checkpoint.label}: it lacks {len(lacking)} of the {len(parts)} weights of {name}: {shown}"
+        )
     eos = build.checkpoint.generation_config.get("eos_token_id", config.eos_token_id)
     build.model = ModelInfo(
-        architecture=type(model).__name__,
+        architecture=name,
         vocab_size=config.vocab_size,
         context=build.facts.context,
         num_layers=build.facts.num_layers,
@@ -123,19 +130,15 @@ def export(build: Build, progress: StageProgress) -> None:
         dtype=str(build.recipe.model.dtype),
         eos_token_ids=tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,),
     )
-    progress.say(
-        f"{type(model).__name__}: {model.num_parameters():,} parameters, {len(build.exported.graph.nodes)} nodes"
-    )
+    progress.say(f"{name}: {model.num_parameters():,} parameters, {len(build.exported.graph.nodes)} nodes")
 
 
-def trace(config: Any, kv: KvInfo, checkpoint: Checkpoint | None = None) -> tuple[Traced, PreTrainedModel]:
-    """The traced graph of a configuration, float32 arithmetic. No weight is initialised, read or even touched.
+def trace(model: torch.nn.Module, kv: KvInfo) -> Traced:
+    """The traced graph of a model over :func:`paged_attention`, float32 arithmetic. No weight is read or even touched.
 
-    With ``checkpoint``, tied parameters are named as it stores them.
+    Raises BuildError for a model that torch.export cannot trace.
     """
     define_operators()
-    AttentionInterface.register(_ATTENTION, _attention)
-    model = _skeleton(config, _ATTENTION)
     tokens, sequences, width, rows, blocks = 6, 2, 3, 2, 16
     pool = (blocks, kv.num_layers, 2, kv.num_kv_heads, kv.block_size, kv.head_dim)
     examples = (
@@ -147,9 +150,7 @@ def trace(config: Any, kv: KvInfo, checkpoint: Checkpoint | None = None) -> tupl
         torch.zeros(rows, dtype=torch.long),
         torch.empty(pool, dtype=getattr(torch, kv.dtype)),
     )
-    dims = {name: Dim(name, min=limit.min) for name, limit in DIMS.items() if name != "blocks"} | {
-        "blocks": Dim("blocks")
-    }
+    dims = {name: Dim(name, min=limit.min) for name, limit in DIMS.items()}
     shapes = tuple(
         {axis: dims[term] for axis, term in enumerate(info.shape) if isinstance(term, str)}
         for info in program_inputs(kv)
@@ -160,55 +161,15 @@ def trace(config: Any, kv: KvInfo, checkpoint: Checkpoint | None = None) -> tupl
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise BuildError(f"{type(model).__name__} cannot be traced by torch.export: {reason}") from error
-    return Traced(program, _sources(program, model, checkpoint)), model
+    return Traced(program, _sources(program, model))
 
 
-def load_reference(checkpoint: Checkpoint) -> PreTrainedModel:
-    """transformers' own model with the checkpoint's weights, in float32: what the artifact is compared with."""
-    disable_progress_bar()  # the build shows its own
-    model = AutoModelForCausalLM.from_pretrained(
-        checkpoint.directory, dtype=torch.float32, attn_implementation="eager", local_files_only=True
-    )
-    return cast("PreTrainedModel", model.eval())
-
-
-def _skeleton(config: Any, attention: str) -> PreTrainedModel:
-    """The model with parameters that are address space only: never initialised, never touched."""
-    with no_init_weights():
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=attention)
-    model.tie_weights()  # left out with the initialisation
-    return cast("PreTrainedModel", model.eval())
-
-
-def _sources(program: Any, model: PreTrainedModel, checkpoint: Checkpoint | None) -> dict[str, ConstantSource]:
-    """Every constant of a fresh trace by its own name, or that of the tied one that the checkpoint has."""
+def _sources(program: ExportedProgram, model: torch.nn.Module) -> dict[str, ConstantSource]:
+    """Every constant of a fresh trace, by the model's name of it."""
     tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
-    tied: dict[int, list[str]] = {}
-    for name, tensor in tensors.items():
-        tied.setdefault(id(tensor), []).append(name)
     sources = {}
     for spec in program.graph_signature.input_specs:
-        if spec.target is None:
-            continue
-        names = tied[id(tensors[spec.target.removeprefix(_WRAPPER)])]
-        stored = [name for name in names if checkpoint is not None and name in checkpoint.tensors]
-        sources[spec.arg.name] = ConstantSource(((stored or names)[0],), dtype=tensors[names[0]].dtype)
+        if spec.target is not None:
+            name = spec.target.removeprefix(_WRAPPER)
+            sources[spec.arg.name] = ConstantSource((name,), dtype=tensors[name].dtype)
     return sources
-
-
-def constant_values(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
-    """What a traced model needs beside the tensors that the checkpoint stores under the model's own names.
-
-    Buffers that the model computes, always. Where parameters go by other names, as fused experts do, transformers
-    converts them: the whole model is loaded for that, in the checkpoint's precision.
-    """
-    config = AutoConfig.from_pretrained(checkpoint.directory)
-    model = _skeleton(config, "eager")
-    stored = checkpoint.tensors
-    groups: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        groups.setdefault(id(parameter), []).append(name)
-    if not all(any(name in stored for name in names) for names in groups.values()):
-        model = AutoModelForCausalLM.from_pretrained(checkpoint.directory, dtype="auto", local_files_only=True)
-        return {name: value.detach() for name, value in (*model.named_parameters(), *model.named_buffers())}
-    return {name: value for name, value in model.named_buffers() if name not in stored}

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module, metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pllm
 from pllm.build.checkpoint import Checkpoint
@@ -38,6 +38,9 @@ from pllm.runtime.manifest import (
 )
 from pllm.runtime.memory import MemoryLedger
 
+if TYPE_CHECKING:
+    from pllm.build.model_source import ModelWeights
+
 __all__ = ["STAGES", "Build", "Stage", "StageFunction", "build_artifact", "builder_fingerprint", "provenance"]
 
 
@@ -53,6 +56,8 @@ class Build:
     staging: Staging
     exported: Any = field(init=False)
     """export, passes: the traced graph, of the type that those stages agree on."""
+    model_weights: "ModelWeights" = field(init=False)
+    """export"""
     model: ModelInfo = field(init=False)
     """export"""
     requires: Requires = field(init=False)

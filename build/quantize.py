@@ -1,13 +1,11 @@
 """Quantize: the checkpoint's tensors, joined, packed and cast as the graph wants them, streamed into the artifact."""
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from pllm.build.checkpoint import Checkpoint
-from pllm.build.export import constant_values
+from pllm.build.model_source import ModelWeights
 from pllm.build.pipeline import Build
 from pllm.build.progress import StageProgress
 from pllm.build.traced import ConstantSource, Traced, value
@@ -26,7 +24,6 @@ def quantize(build: Build, progress: StageProgress) -> None:
     traced: Traced = build.exported
     names = traced.names()
     nodes = {names[node.name]: node for node in traced.graph.nodes if node.name in names}
-    values = constant_values(build.checkpoint)
     specs = [
         TensorSpec(name, _NAMES[value(node).dtype], tuple(map(int, value(node).shape))) for name, node in nodes.items()
     ]
@@ -34,7 +31,7 @@ def quantize(build: Build, progress: StageProgress) -> None:
     def fetch(name: str) -> Any:
         progress.show(name)
         node = nodes[name]
-        tensor = materialise(traced.sources[node.name], values, build.checkpoint)
+        tensor = materialise(traced.sources[node.name], build.model_weights)
         if tensor.shape != value(node).shape:
             raise CheckpointError(
                 f"{build.checkpoint.label}: {name} has the shape {list(tensor.shape)}, and the model of config.json "
@@ -47,9 +44,9 @@ def quantize(build: Build, progress: StageProgress) -> None:
     progress.say(f"{len(specs)} tensors, {parameters:,} values in {format_bytes(build.weights.num_bytes)}")
 
 
-def materialise(source: ConstantSource, values: Mapping[str, torch.Tensor], checkpoint: Checkpoint) -> torch.Tensor:
-    """The constant as the program wants it, contiguous. ``values``: what the checkpoint does not store by that name."""
-    parts = [values[part] if part in values else checkpoint.tensor(part) for part in source.parts]
+def materialise(source: ConstantSource, weights: ModelWeights) -> torch.Tensor:
+    """The constant as the program wants it, contiguous."""
+    parts = [weights.tensor(part) for part in source.parts]
     whole = parts[0] if len(parts) == 1 else torch.cat(parts)
     whole = whole.to(source.dtype)
     return pack_linear(whole) if source.packed else whole.contiguous()

@@ -10,7 +10,8 @@ import transformers
 from torch.fx import Interpreter, Node
 
 from pllm.build.checkpoint import Checkpoint
-from pllm.build.export import constant_values, trace
+from pllm.build.export import paged_attention, trace
+from pllm.build.model_source import ModelWeights, skeleton
 from pllm.build.quantize import materialise
 from pllm.build.traced import Traced
 from pllm.kernels import reference
@@ -93,7 +94,7 @@ def traced_of(checkpoint: Checkpoint) -> tuple[Traced, KvInfo]:
         block_size=BLOCK_SIZE,
         head_dim=SIZES["head_dim"],
     )
-    return trace(config, kv, checkpoint)[0], kv
+    return trace(skeleton(config, paged_attention), kv), kv
 
 
 class _Eager(Interpreter):
@@ -113,8 +114,9 @@ class PagedModel:
     def __init__(self, traced: Traced, kv: KvInfo, checkpoint: Checkpoint, num_blocks: int = 32) -> None:
         self._graph = _Eager(traced.program.graph_module)
         self._inputs = [node for node in traced.graph.nodes if node.op == "placeholder"]
-        values = constant_values(checkpoint)
-        self._constants = {name: materialise(source, values, checkpoint) for name, source in traced.sources.items()}
+        config = transformers.AutoConfig.from_pretrained(checkpoint.directory)
+        weights = ModelWeights(skeleton(config, paged_attention), checkpoint)
+        self._constants = {name: materialise(source, weights) for name, source in traced.sources.items()}
         shape = (num_blocks, kv.num_layers, 2, kv.num_kv_heads, kv.block_size, kv.head_dim)
         self._pool = torch.full(shape, 7.0)  # what was never written must not be read
         self._free = torch.randperm(num_blocks, generator=torch.Generator().manual_seed(1)).tolist()

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pllm.build.export import load_reference
+from pllm.build.model_source import load_reference
 from pllm.build.passes import apply_passes
 
 from .graphs import FAMILIES, VOCABULARY, PagedModel, checkpoint_of, traced_of
