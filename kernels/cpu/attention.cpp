@@ -6,7 +6,6 @@
 //   decode_span: few query rows. Keys are read where they lie; dot products over head_dim.
 //   tile_span:   many query rows. Keys are gathered and transposed, values gathered, 128 at a time, and two dense products
 //                around an online softmax (FlashAttention, Dao et al. 2022) share them.
-#include <omp.h>
 #include <string.h>
 
 #include "kernels.h"
@@ -24,6 +23,7 @@ constexpr int64_t kKeys = 128;                        // keys gathered at a time
 constexpr int64_t kSpan = 512;                        // keys of a span, where a tile's keys are cut
 constexpr int64_t kDecodeRows = 4;                    // up to here keys are read in place
 constexpr int64_t kMaxHeadDim = 512;
+constexpr int64_t kWrittenHeads = 4, kMergedItems = 16;  // in a piece of a loop
 constexpr int64_t kQueryStride = kMaxHeadDim + 16;  // of a query row: constant, so that rows are reached by offsets
 
 struct Item {
@@ -76,23 +76,19 @@ struct Cursor {
   }
 };
 
+// This step's keys and values of one sequence and kv head.
 template <class T>
-void write_cache(const PllmPagedAttention& a) {
-#pragma omp for collapse(2) schedule(static)
-  for (int64_t b = 0; b < a.sequences; b++) {
-    for (int64_t h = 0; h < a.kv_heads; h++) {
-      const int64_t tokens = a.query_start[b + 1] - a.query_start[b], start = a.context_len[b] - tokens;
-      if (!tokens) continue;
-      for (int kind = 0; kind < 2; kind++) {
-        const float* from = (kind ? a.v : a.k);
-        const int64_t* strides = kind ? a.v_strides : a.k_strides;
-        from += a.query_start[b] * strides[0] + h * strides[1];
-        Cursor<T> to = Cursor<T>::at(a, b, h, kind, start);
-        for (int64_t t = 0; t < tokens; t++) {
-          narrow(from + t * strides[0], const_cast<T*>(to.here()), a.head_dim);
-          if (t + 1 < tokens) to.next();  // the table may end here
-        }
-      }
+void write_cache(const PllmPagedAttention& a, int64_t b, int64_t h) {
+  const int64_t tokens = a.query_start[b + 1] - a.query_start[b], start = a.context_len[b] - tokens;
+  if (!tokens) return;
+  for (int kind = 0; kind < 2; kind++) {
+    const float* from = (kind ? a.v : a.k);
+    const int64_t* strides = kind ? a.v_strides : a.k_strides;
+    from += a.query_start[b] * strides[0] + h * strides[1];
+    Cursor<T> to = Cursor<T>::at(a, b, h, kind, start);
+    for (int64_t t = 0; t < tokens; t++) {
+      narrow(from + t * strides[0], const_cast<T*>(to.here()), a.head_dim);
+      if (t + 1 < tokens) to.next();  // the table may end here
     }
   }
 }
@@ -500,14 +496,14 @@ int run(const PllmPagedAttention& a) {
     if (cut.spans > 1) partial_rows += cut.tokens * c.group * a.kv_heads * cut.spans;
   }
   if (!count) return PLLM_OK;
-  const int threads = work * a.heads * a.head_dim > 32768 ? num_threads() : 1;
+  const bool alone = work * a.heads * a.head_dim <= 32768;
   const int64_t room = most(kQueryRows, c.group);
   const int64_t tile_floats =
       (a.head_dim + c.padded) * kKeys + room * (c.padded + kQueryStride + 2) + kTileRows * kKeys;
   const int64_t decode_floats = kDecodeRows * (a.head_dim + kSpan + c.padded) + c.padded;
   const int64_t floats = round_up(most(tile_floats, decode_floats), 16) + 16;
   Item* items = (Item*)scratch(kScratchItems, sizeof(Item) * count);
-  float* workers = (float*)scratch(kScratchWorkers, sizeof(float) * floats * threads);
+  float* workers = (float*)scratch(kScratchWorkers, sizeof(float) * floats * num_threads());
   float* partials = partial_rows ? (float*)scratch(kScratchPartials, sizeof(float) * partial_rows * c.row_floats) : nullptr;
   if (!items || !workers || (partial_rows && !partials)) return PLLM_OUT_OF_MEMORY;
 
@@ -534,21 +530,20 @@ int run(const PllmPagedAttention& a) {
     }
   }
 
-#pragma omp parallel num_threads(threads) if (threads > 1)
-  {
-    write_cache<T>(a);
-    float* own = workers + omp_get_thread_num() * floats;
-#pragma omp for schedule(dynamic, 1)
-    for (int64_t i = 0; i < count; i++) attend<T>(c, items[i], own);
-    if (partial_rows) {
-#pragma omp for schedule(dynamic, 1)
-      for (int64_t i = 0; i < count; i++) {
+  loop(a.sequences * a.kv_heads, kWrittenHeads, alone || a.tokens * a.kv_heads * a.head_dim <= 32768,
+       [&](int, int64_t begin, int64_t end) {
+         for (int64_t i = begin; i < end; i++) write_cache<T>(a, i / a.kv_heads, i % a.kv_heads);
+       });
+  loop(count, 1, alone, [&](int member, int64_t i, int64_t) { attend<T>(c, items[i], workers + member * floats); });
+  if (partial_rows) {
+    loop(count, kMergedItems, alone, [&](int, int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; i++) {
         if (!items[i].partial || (i && items[i - 1].partial && items[i - 1].sequence == items[i].sequence &&
                                   items[i - 1].kv_head == items[i].kv_head))
           continue;  // not the first span of its row set
         merge(c, items + i, Cut::of(c, items[i].sequence).spans);
       }
-    }
+    });
   }
   return PLLM_OK;
 }

@@ -73,7 +73,7 @@ const Choice& choice() {
   return made;
 }
 
-int threads_wanted = 0;  // 0: OpenMP's own number
+int threads_wanted = 0;  // 0: as many as OpenMP would take
 
 struct Buffers {
   void* memory[kScratchSlots] = {};
@@ -184,7 +184,7 @@ const char* pllm_cpu_isa(void) { return choice().isa; }
 int pllm_set_num_threads(int threads) {
   if (threads < 1 || threads > 1024) return fail(PLLM_INVALID_ARGUMENT, "%d threads: 1 to 1024 are possible", threads);
   threads_wanted = threads;
-  omp_set_num_threads(threads);  // the compiled program shares the team
+  omp_set_num_threads(threads);  // for torch's own operators, where a program calls some
   return PLLM_OK;
 }
 

@@ -9,14 +9,13 @@
 #include <stdint.h>
 
 #include "api.h"
+#include "team.h"
 
 namespace pllm {
 
 // Memory of the calling thread that only ever grows; null when there is none left. One buffer per slot.
 enum ScratchSlot { kScratchInput, kScratchWorkers, kScratchItems, kScratchPartials, kScratchSlots };
 void* scratch(ScratchSlot slot, size_t bytes);
-
-int num_threads();
 
 // Notes what pllm_last_error() says in this thread, and returns the code.
 __attribute__((format(printf, 2, 3))) int fail(int code, const char* format, ...);

@@ -4,7 +4,6 @@
 // (and the same on AVX2 and AVX-512). Few rows read the weight once, straight from memory into registers: the time is that of
 // the weight's bytes. Many rows work on a block of K that stays in L2, widened to float32 once for all of them (the loop order
 // of Goto and van de Geijn, "Anatomy of high-performance matrix multiplication", 2008).
-#include <omp.h>
 #include <string.h>
 
 #include "kernels.h"
@@ -21,6 +20,9 @@ constexpr int64_t kDirectTiles = 4;                  // up to here bfloat16 is w
 constexpr int64_t kDepth = 768;                      // K of a block: 96 KB of float32, in L2
 constexpr int64_t kBlockTiles = 20;                  // tiles of x that share one widened block
 constexpr int64_t kAhead = 4096;                     // bytes of prefetch distance along a weight
+constexpr int64_t kDirectBytes = 256 << 10, kBlockedBytes = 1 << 20;  // of weight, in a piece of the loop
+constexpr int64_t kPiecesEach = 8;                   // at least, for each thread, so that all end together
+constexpr int64_t kPackedColumns = 256;              // of x, in a piece
 
 struct Problem {
   const float* x;  // m == 1: the row itself; else tiles, each [K][rows of the tile]
@@ -30,6 +32,8 @@ struct Problem {
   int64_t m, n, k, y_stride, tiles;
 };
 
+PLLM_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+PLLM_INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 PLLM_INLINE int64_t split(int64_t total, int64_t part, int64_t parts) { return total * part / parts; }
 
 template <int R, class T, int PREFETCH>
@@ -181,41 +185,39 @@ int linear(const float* x, int64_t m, int64_t x_stride, const void* weight, int 
            const float* bias, float* y, int64_t y_stride) {
   Problem p = {x, weight, bias, y, m, n, k, y_stride, (m + kMaxRows - 1) / kMaxRows};
   const int64_t panels = (n + kPanel - 1) / kPanel;
-  const int threads = m * n * k > 65536 ? num_threads() : 1;
+  const bool alone = m * n * k <= 65536;
   float* packed = m > 1 ? (float*)scratch(kScratchInput, sizeof(float) * m * k) : nullptr;
-  float* wide = (float*)scratch(kScratchWorkers, sizeof(float) * kPanel * kDepth * threads);
+  float* wide = (float*)scratch(kScratchWorkers, sizeof(float) * kPanel * kDepth * num_threads());
   if ((m > 1 && !packed) || !wide) return PLLM_OUT_OF_MEMORY;
-  if (m > 1) p.x = packed;
-  // Panels over the threads; rows too where there are fewer panels than threads.
-  int64_t across = 1;
-  while (panels * across < threads && across * 2 <= threads && across < p.tiles) across *= 2;
-#pragma omp parallel num_threads(threads) if (threads > 1)
-  {
-    const int64_t id = omp_get_thread_num(), team = omp_get_num_threads();
-    if (m > 1) {
-      pack_input(x, x_stride, m, k, p.tiles, split(k, id, team), split(k, id + 1, team), packed);
-#pragma omp barrier
-    }
-    const int64_t rows = across < team ? across : team, columns = team / rows;
-    if (id < rows * columns) {
-      const int64_t row = id % rows, column = id / rows;
-      const int64_t panel0 = split(panels, column, columns), panel1 = split(panels, column + 1, columns);
-      const int64_t tile0 = split(p.tiles, row, rows), tile1 = split(p.tiles, row + 1, rows);
-      float* own = wide + id * kPanel * kDepth;
-      if (weight_dtype == PLLM_FLOAT32)
-        run<float>(p, panel0, panel1, tile0, tile1, own);
-      else
-        run<uint16_t>(p, panel0, panel1, tile0, tile1, own);
-    }
+  if (m > 1) {
+    p.x = packed;
+    loop(k, kPackedColumns, alone || m * k <= 32768, [&](int, int64_t k0, int64_t k1) {
+      pack_input(x, x_stride, m, k, p.tiles, k0, k1, packed);
+    });
   }
+  // Pieces: runs of panels, long enough to be read as a stream; times groups of rows where there are few panels.
+  const int64_t bytes = k * kPanel * (weight_dtype == PLLM_FLOAT32 ? 4 : 2);
+  int64_t run_length = most(1, (p.tiles <= kDirectTiles ? kDirectBytes : kBlockedBytes) / bytes);
+  while (run_length > 1 && panels < run_length * kPiecesEach * num_threads()) run_length /= 2;
+  const int64_t runs = (panels + run_length - 1) / run_length;
+  int64_t across = 1;
+  while (runs * across < num_threads() && across * 2 <= p.tiles) across *= 2;
+  loop(runs * across, 1, alone, [&](int member, int64_t piece, int64_t) {
+    const int64_t panel0 = piece / across * run_length, panel1 = least(panels, panel0 + run_length);
+    const int64_t tile0 = split(p.tiles, piece % across, across), tile1 = split(p.tiles, piece % across + 1, across);
+    float* own = wide + member * kPanel * kDepth;
+    if (weight_dtype == PLLM_FLOAT32)
+      run<float>(p, panel0, panel1, tile0, tile1, own);
+    else
+      run<uint16_t>(p, panel0, panel1, tile0, tile1, own);
+  });
   return PLLM_OK;
 }
 
 void embedding(const int64_t* ids, int64_t tokens, const void* weight, int weight_dtype, int64_t n, int64_t k, float* y,
                int64_t y_stride) {
   (void)n;
-#pragma omp parallel for schedule(static) num_threads(num_threads()) if (tokens * k > 65536)
-  for (int64_t t = 0; t < tokens; t++) {
+  loop(tokens, 1, tokens * k <= 65536, [&](int, int64_t t, int64_t) {
     const int64_t panel = ids[t] / kPanel, column = ids[t] % kPanel;
     float* to = y + t * y_stride;
     if (weight_dtype == PLLM_FLOAT32) {
@@ -228,7 +230,7 @@ void embedding(const int64_t* ids, int64_t tokens, const void* weight, int weigh
         memcpy(to + i, &bits, sizeof bits);
       }
     }
-  }
+  });
 }
 
 }  // namespace PLLM_ISA

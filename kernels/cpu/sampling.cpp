@@ -2,7 +2,6 @@
 //
 // A row's maxima by groups of 64 give, in one pass, the maximum, NaN, and a lower bound of the k-th largest value (the k-th
 // largest group maximum), so that only a handful of groups is looked at again. The nucleus is found by a quickselect on mass.
-#include <omp.h>
 #include <string.h>
 
 #include "kernels.h"
@@ -309,8 +308,7 @@ int64_t sample(const Row& row, float maximum, float temperature, int64_t top_k, 
 }  // namespace
 
 void argmax(const float* logits, int64_t rows, int64_t vocab, int64_t stride, int64_t* ids, float* maxima, int32_t* status) {
-#pragma omp parallel for schedule(dynamic, 1) num_threads(num_threads()) if (rows > 1)
-  for (int64_t r = 0; r < rows; r++) {
+  loop(rows, 1, false, [&](int, int64_t r, int64_t) {
     const float* x = logits + r * stride;
     float top = -INFINITY;
     int64_t best = 0;
@@ -322,12 +320,11 @@ void argmax(const float* logits, int64_t rows, int64_t vocab, int64_t stride, in
     ids[r] = best + find(x + best, vocab - best < kGroup ? vocab - best : kGroup, top);
     maxima[r] = top;
     status[r] = nan || top == INFINITY || top == -INFINITY ? PLLM_ROW_NOT_FINITE : PLLM_ROW_OK;
-  }
+  });
 }
 
 void logsumexp(const float* logits, int64_t rows, int64_t vocab, int64_t stride, double* out) {
-#pragma omp parallel for schedule(dynamic, 1) num_threads(num_threads()) if (rows > 1)
-  for (int64_t r = 0; r < rows; r++) {
+  loop(rows, 1, false, [&](int, int64_t r, int64_t) {
     const float* x = logits + r * stride;
     bool nan = false;
     float top = -INFINITY;
@@ -337,7 +334,7 @@ void logsumexp(const float* logits, int64_t rows, int64_t vocab, int64_t stride,
     }
     if (nan || top == -INFINITY || top == INFINITY) {
       out[r] = nan ? NAN : top;
-      continue;
+      return;
     }
     double sum = 0;
     const vf m = set1(top);
@@ -349,20 +346,19 @@ void logsumexp(const float* logits, int64_t rows, int64_t vocab, int64_t stride,
       sum += reduce_add(s);
     }
     out[r] = top + log(sum);
-  }
+  });
 }
 
 int sample_rows(const float* logits, int64_t rows, int64_t vocab, int64_t stride, const float* temperature,
                 const int32_t* top_k, const float* top_p, const float* min_p, const double* uniform, int64_t* ids,
                 int32_t* status) {
-  const int threads = rows > 1 ? (rows < num_threads() ? (int)rows : num_threads()) : 1;
+  const int threads = num_threads();
   const int64_t groups = groups_of(vocab), padded = (vocab + 31) / 16 * 16;
   const int64_t floats = (groups + 15) / 16 * 16 + 3 * padded;
   float* work = (float*)scratch(kScratchWorkers, sizeof(float) * floats * threads);
   if (!work) return PLLM_OUT_OF_MEMORY;
-#pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1)
-  for (int64_t r = 0; r < rows; r++) {
-    float* own = work + omp_get_thread_num() * floats;
+  loop(rows, 1, false, [&](int member, int64_t r, int64_t) {
+    float* own = work + member * floats;
     Row row = {logits + r * stride, vocab, groups, own, own + (groups + 15) / 16 * 16, nullptr, nullptr};
     row.select = row.weights + padded;
     row.ids = (int32_t*)(row.select + padded);
@@ -376,12 +372,12 @@ int sample_rows(const float* logits, int64_t rows, int64_t vocab, int64_t stride
     }
     status[r] = nan || top == INFINITY || top == -INFINITY ? PLLM_ROW_NOT_FINITE : PLLM_ROW_OK;
     ids[r] = 0;
-    if (status[r] != PLLM_ROW_OK) continue;
+    if (status[r] != PLLM_ROW_OK) return;
     if (temperature[r] < 1e-5f)
       ids[r] = best + find(row.logits + best, vocab - best < kGroup ? vocab - best : kGroup, top);
     else
       ids[r] = sample(row, top, temperature[r], top_k[r], top_p[r], min_p[r], uniform[r]);
-  }
+  });
   return PLLM_OK;
 }
 

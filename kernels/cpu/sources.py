@@ -20,7 +20,7 @@ COMMON_FLAGS = (
     "-O2",  # -O3 compiles a third longer and is no faster: the loops are vectorised and unrolled by hand
     "-std=c++17",
     "-fPIC",
-    "-fopenmp",
+    "-pthread",
     "-fvisibility=hidden",
     "-fno-exceptions",
     "-fno-rtti",
@@ -29,7 +29,7 @@ COMMON_FLAGS = (
     "-Wall",
     "-Wextra",
 )
-LINK_FLAGS = ("-shared", "-fopenmp", "-Wl,--build-id=none", "-Wl,-z,defs", "-Wl,-O1")
+LINK_FLAGS = ("-shared", "-pthread", "-lgomp", "-Wl,--build-id=none", "-Wl,-z,defs", "-Wl,-O1")
 
 _AVX2 = ("-DPLLM_ISA=avx2", "-mavx2", "-mfma", "-mf16c")
 _AVX512 = (
@@ -40,7 +40,8 @@ _AVX512 = (
 )
 
 SOURCES = (
-    Source("dispatch.cpp", "dispatch.o"),
+    Source("dispatch.cpp", "dispatch.o"),  # tells OpenMP, which torch's own operators use, how many threads it may have
+    Source("team.cpp", "team.o"),
     Source("shim.cpp", "shim.o"),
     *(
         Source(f"{name}.cpp", f"{name}_{isa}.o", flags)
