@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,18 @@ class Server:
         """The engine process of this moment."""
         children = psutil.Process(self.process.pid).children()
         return next(child for child in children if "pllm.runtime.engine_process" in child.cmdline())
+
+    def kill_engine(self) -> None:
+        """Kills the engine process and waits for the next to serve: right after the first has died, health still says
+        what was true before."""
+        before = self.engine.pid
+        self.engine.kill()
+        eventually(lambda: self._serves_from_another(before), 30)
+
+    def _serves_from_another(self, before: int) -> bool:
+        with suppress(StopIteration, psutil.NoSuchProcess):
+            return self.engine.pid != before and httpx.get(f"{self.url}/health", timeout=30).status_code == 200
+        return False
 
     def gauge(self, name: str) -> float:
         text = httpx.get(f"{self.url}/metrics", timeout=30).text

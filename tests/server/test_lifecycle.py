@@ -277,8 +277,7 @@ class TestEngineDeath:
 
     def test_given_up(self, start: StartServer) -> None:
         server = start("--max-restarts", "1").wait_ready()
-        server.engine.kill()
-        eventually(lambda: httpx.get(f"{server.url}/health").status_code == 200, 30)
+        server.kill_engine()
         server.engine.kill()
         assert server.process.wait(30) == 1
         assert "given up" in "".join(server.log)

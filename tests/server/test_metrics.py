@@ -169,8 +169,7 @@ def test_the_tokens_of_a_step_are_those_read_and_those_made(fresh: Server) -> No
 
 def test_a_restarted_engine_counts_from_nothing(fresh: Server) -> None:
     complete(fresh, "x" * 40, max_tokens=1, ignore_eos=True)
-    fresh.engine.kill()
-    eventually(lambda: httpx.get(f"{fresh.url}/health", timeout=30).status_code == 200, 30)
+    fresh.kill_engine()
     complete(fresh, "y" * 10, max_tokens=1, ignore_eos=True)
     scrape = Scrape(fresh)
     assert scrape.sum("iteration_tokens_total") == 40 + 1 + 10 + 1
