@@ -1,5 +1,6 @@
 """``pllm build``: a recipe or a model becomes an artifact."""
 
+import os
 import signal
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
@@ -31,6 +32,8 @@ def main(arguments: Namespace) -> int:
     is_recipe = source.endswith(".toml") or Path(source).is_file()
     recipe = (Recipe.load if is_recipe else Recipe.for_model)(source, arguments.overrides)
     target = arguments.output or Path("artifacts") / recipe.name
+    # Before torch loads OpenMP, whose waiting threads would spin beside a neighbour's for minutes (DECISIONS.md).
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     # A terminated build cleans up after itself like an interrupted one.
     signal.signal(signal.SIGTERM, _terminated)
     build_artifact(recipe, target, Progress(), force=arguments.force)
