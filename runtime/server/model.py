@@ -46,7 +46,7 @@ class ServedModel:
             ModelCard(id=name, created=created, root=info.model_source, max_model_len=info.max_model_len)
             for name in self.names
         )
-        self.models = ModelList(cards)
+        self.models = ModelList(data=cards)
 
     def check_size(self, characters: int, param: str) -> None:
         """Refuses a text that cannot fit the context however it is tokenised, before that costs seconds.

@@ -88,15 +88,15 @@ class ChatChoice(msgspec.Struct):
     stop_reason: int | str | None
 
 
-class ChatCompletion(msgspec.Struct):
+class ChatCompletion(msgspec.Struct, kw_only=True):
     """The answer of ``/v1/chat/completions``."""
 
     id: str
+    object: Literal["chat.completion"] = "chat.completion"
     created: int
     model: str
     choices: list[ChatChoice]
     usage: Usage
-    object: Literal["chat.completion"] = "chat.completion"
     system_fingerprint: None = None
     service_tier: None = None
     prompt_logprobs: PromptLogprobs | None = None
@@ -119,14 +119,14 @@ class ChatChunkChoice(msgspec.Struct):
     stop_reason: int | str | UnsetType | None = UNSET
 
 
-class ChatChunk(msgspec.Struct):
+class ChatChunk(msgspec.Struct, kw_only=True):
     """One event of a streamed chat completion. ``usage`` is absent unless the client asked for it."""
 
     id: str
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
     created: int
     model: str
     choices: list[ChatChunkChoice]
-    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
     system_fingerprint: None = None
     usage: Usage | UnsetType | None = UNSET
 
@@ -151,36 +151,36 @@ class CompletionChoice(msgspec.Struct):
     prompt_logprobs: PromptLogprobs | UnsetType | None = UNSET
 
 
-class Completion(msgspec.Struct):
+class Completion(msgspec.Struct, kw_only=True):
     """The answer of ``/v1/completions``, and each event of its stream (where ``usage`` is absent unless asked for)."""
 
     id: str
+    object: Literal["text_completion"] = "text_completion"
     created: int
     model: str
     choices: list[CompletionChoice]
-    object: Literal["text_completion"] = "text_completion"
     system_fingerprint: None = None
     usage: Usage | UnsetType | None = UNSET
 
 
-class ModelCard(msgspec.Struct, frozen=True):
+class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     """A name that this server answers to."""
 
     id: str
+    object: Literal["model"] = "model"
     created: int
     root: str
     max_model_len: int
-    object: Literal["model"] = "model"
     owned_by: str = "pllm"
     parent: None = None
     permission: tuple[dict[str, Any], ...] = ()
 
 
-class ModelList(msgspec.Struct, frozen=True):
+class ModelList(msgspec.Struct, frozen=True, kw_only=True):
     """The answer of ``/v1/models``."""
 
-    data: tuple[ModelCard, ...]
     object: Literal["list"] = "list"
+    data: tuple[ModelCard, ...]
 
 
 class Tokenized(msgspec.Struct, frozen=True):
