@@ -9,17 +9,23 @@ STAMP := .venv/.installed
 # From the repository's root, build/ and kernels/ would shadow the PyPI packages of the same names.
 PYTEST := PYTHONSAFEPATH=1 $(BIN)/pytest
 
+# What the machines with a GPU have. It installs and runs without one too, and must work like the other set.
+PYTHON312 ?= python3.12
+GPU_SET := torch==2.11.0 transformers==5.17.0 triton==3.6.0
+GPU_SET_ENV := .venv-gpu-set
+GPU_SET_ARTIFACT := artifacts/quickstart-gpu-set
+
 HOST ?= 127.0.0.1
 PORT ?= 8000
 
-.PHONY: help venv serve test nightly lint typecheck contracts bench clean
+.PHONY: help venv serve test nightly smoke-gpu-set lint typecheck contracts bench clean
 
 help:
 	@echo 'make serve      build the quickstart model where needed, and serve it on $(HOST):$(PORT)'
-	@echo 'make test       the tests (make nightly: the slow ones)'
+	@echo 'make test       the tests (make nightly: the slow ones; make smoke-gpu-set: with the software of GPU machines, 5 GB)'
 	@echo 'make lint       ruff; make typecheck: mypy --strict; make contracts: who may import whom'
 	@echo 'make bench      measure the CPU kernels'
-	@echo 'make clean      remove caches and what was built; keeps .venv'
+	@echo 'make clean      remove caches and what was built; keeps environments'
 
 venv: $(STAMP)
 
@@ -39,6 +45,17 @@ test: venv
 nightly: venv
 	$(PYTEST) -m 'nightly and not gpu'
 
+# Beside .venv and its artifact, which stay as they are.
+smoke-gpu-set: $(GPU_SET_ENV)/.installed
+	$(GPU_SET_ENV)/bin/pllm build recipes/quickstart.toml --output $(GPU_SET_ARTIFACT)
+	$(GPU_SET_ENV)/bin/pllm verify $(GPU_SET_ARTIFACT)
+	PYTHONSAFEPATH=1 PLLM_TEST_ARTIFACT="$(CURDIR)/$(GPU_SET_ARTIFACT)" $(GPU_SET_ENV)/bin/pytest
+
+$(GPU_SET_ENV)/.installed: pyproject.toml Makefile
+	test -x $(GPU_SET_ENV)/bin/python || $(PYTHON312) -m venv $(GPU_SET_ENV)
+	$(GPU_SET_ENV)/bin/pip install --quiet $(GPU_SET) --editable '.[build,test]'
+	@touch $@
+
 lint: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -55,4 +72,4 @@ bench: venv
 clean:
 	rm -rf .scratch .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks .import_linter_cache
 	find artifacts -mindepth 1 -maxdepth 1 ! -name README.md -exec rm -rf {} +
-	find . -path ./.venv -prune -o -name __pycache__ -type d -exec rm -rf {} +
+	find . -path './.venv*' -prune -o -name __pycache__ -type d -exec rm -rf {} +

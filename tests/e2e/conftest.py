@@ -1,4 +1,5 @@
-"""The quickstart artifact, built where it is not fresh and shared with `make serve`; and a real server over it."""
+"""The quickstart artifact, built where it is not fresh and shared with `make serve` (or another one, that
+``PLLM_TEST_ARTIFACT`` names, for a second environment); and a real server over it."""
 
 import os
 import re
@@ -24,7 +25,7 @@ LEAN = Path(__file__).parent / "lean"
 
 @pytest.fixture(scope="session")
 def artifact() -> Path:
-    target = ROOT / "artifacts" / "quickstart"
+    target = Path(os.environ.get("PLLM_TEST_ARTIFACT") or ROOT / "artifacts" / "quickstart")
     build_artifact(Recipe.load(ROOT / "recipes" / "quickstart.toml", []), target, Progress())
     return target
 
