@@ -11,12 +11,12 @@ import shutil
 import subprocess
 import tempfile
 import warnings
-import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch._inductor import aoti_compile_and_package
+from torch._inductor import aot_compile
 
 from pllm.build.export import DIMS, program_inputs
 from pllm.build.pipeline import Build
@@ -94,31 +94,42 @@ def compile_graph(traced: Traced, out: Path) -> tuple[str, ...]:
         for name, arguments in _C_SHIMS.items()
     }
     options: dict[str, Any] = {
+        "aot_inductor.package": True,
         "aot_inductor.package_constants_in_so": False,
         "aot_inductor.package_cpp_only": True,
         "aot_inductor.model_name_for_generated_files": "model",
         "aot_inductor.custom_ops_to_c_shims": shims,
-        "cpp.dynamic_threads": True,
+        # Else Inductor writes small constants into the code, and the traced model has no values to be written.
+        "always_keep_tensor_constants": True,
+        "joint_graph_constant_folding": False,
+        # What Inductor writes is the cheap part of a step: it runs in the calling thread, the operators have their own.
+        "cpp.threads": 1,
+        "cpp.dynamic_threads": False,
     }
     out = out.absolute()  # the compiler runs elsewhere
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".aoti-") as scratch:
-        package = Path(scratch) / "model.pt2"
+        # Not in Inductor's cache: that goes by the graph's code alone, and what is there is kept, whatever was written
+        # for other options or constants.
+        options["aot_inductor.output_path"] = scratch
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)  # torch's own, of its own classes
-                aoti_compile_and_package(traced.program, package_path=str(package), inductor_configs=options)
+                sources = _write_sources(traced, options)
         except Exception as error:
             lines = str(error).strip().splitlines()
             raise BuildError(f"AOTInductor cannot compile this graph: {lines[0] if lines else error!r}") from error
-        return _compile_sources(package, Path(scratch) / "source", out)
+        return _compile_sources(Path(scratch), sources, out)
 
 
-def _compile_sources(package: Path, folder: Path, out: Path) -> tuple[str, ...]:
-    folder.mkdir()
-    with zipfile.ZipFile(package) as archive:
-        for member in archive.namelist():
-            if "/data/aotinductor/" in member:
-                (folder / Path(member).name).write_bytes(archive.read(member))
+def _write_sources(traced: Traced, options: dict[str, Any]) -> list[Path]:
+    """Let Inductor write its C++; the files that make the library."""
+    assert traced.program.example_inputs is not None, "an exported program has its example inputs"
+    args, kwargs = traced.program.example_inputs
+    written = aot_compile(traced.program.module(check_guards=False), args, kwargs, options=options)
+    return [path for path in map(Path, map(str, written)) if path.suffix in (".cpp", ".o")]
+
+
+def _compile_sources(folder: Path, sources: Sequence[Path], out: Path) -> tuple[str, ...]:
     flags = json.loads((folder / "model.wrapper_compile_flags.json").read_text(encoding="utf-8"))
     vector = [flag for text in flags["passthrough_args"] for flag in text.split() if flag.startswith("-m")]
     command = [_compiler(flags["compiler"]), "-shared", "-march=x86-64-v3", *vector]
@@ -126,7 +137,7 @@ def _compile_sources(package: Path, folder: Path, out: Path) -> tuple[str, ...]:
     command += [f"-D{name.strip()}" for name in flags["definitions"]]
     command += ["-I", str(_TORCH_INCLUDE), "-I", str(_TORCH_INCLUDE / "torch/csrc/api/include")]
     command += [f"-ffile-prefix-map={_TORCH_INCLUDE}=torch", "-w", "-Wl,--build-id=none"]
-    command += [*sorted(p.name for p in folder.iterdir() if p.suffix in (".cpp", ".o"))]
+    command += sorted(str(path.relative_to(folder)) for path in sources)
     # libtorch is loaded before the program, by its own path: no search path belongs into the library.
     command += ["-L", str(Path(torch.__file__).parent / "lib"), "-ltorch_cpu", "-lgomp", "-o", str(out)]
     done = subprocess.run(

@@ -39,6 +39,9 @@ _SAFETENSORS = {
     "BOOL": "bool",
 }
 
+_CONSTANT_ALIGNMENT = 64
+"""AOTInductor rounds the sizes of constants up to this."""
+
 _handle = ctypes.c_void_p
 _handles = ctypes.POINTER(ctypes.c_void_p)
 _sizes = ctypes.POINTER(ctypes.c_int64)
@@ -300,7 +303,8 @@ class Program:
                 raise damaged(f"no weight for the program's constant {constant!r}")
             dtype = _SAFETENSORS.get(weight.dtype)
             wanted = (self._number("GetConstantDtype", i, kind=ctypes.c_int32), self._number("GetConstantDataSize", i))
-            if dtype is None or (self._torch.dtypes[dtype], weight.nbytes) != wanted:
+            size = -(-weight.nbytes // _CONSTANT_ALIGNMENT) * _CONSTANT_ALIGNMENT
+            if dtype is None or (self._torch.dtypes[dtype], size) != wanted:
                 raise damaged(
                     f"constant {constant!r} has torch's dtype {wanted[0]} and {wanted[1]} bytes, but its weight "
                     f"{weight.name!r} is {weight.dtype}{list(weight.shape)}"
