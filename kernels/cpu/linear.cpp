@@ -20,7 +20,7 @@ constexpr int64_t kDirectTiles = 4;                  // up to here bfloat16 is w
 constexpr int64_t kDepth = 768;                      // K of a block: 96 KB of float32, in L2
 constexpr int64_t kBlockTiles = 20;                  // tiles of x that share one widened block
 constexpr int64_t kAhead = 4096;                     // bytes of prefetch distance along a weight
-constexpr int64_t kDirectBytes = 256 << 10, kBlockedBytes = 1 << 20;  // of weight, in a piece of the loop
+constexpr int64_t kDirectBytes = 64 << 10, kBlockedBytes = 1 << 20;  // of weight, in a piece of the loop
 constexpr int64_t kPiecesEach = 8;                   // at least, for each thread, so that all end together
 constexpr int64_t kPackedColumns = 256;              // of x, in a piece
 

@@ -191,6 +191,46 @@ PLLM_EXPORT AOTITorchError aoti_torch_cpu_packed_linear(AtenTensorHandle x, Aten
                 ret0);
 }
 
+// The rows of x lie group by group; rows [ends[g - 1], ends[g]) are multiplied with the weight of group g.
+PLLM_EXPORT AOTITorchError aoti_torch_cpu_packed_grouped_linear(AtenTensorHandle x, AtenTensorHandle weight,
+                                                                AtenTensorHandle ends, int64_t out_features,
+                                                                AtenTensorHandle* ret0) {
+  if (!torch_is_there()) return kFailed;
+  Tensor tx, tw, te;
+  int64_t rows, row_stride;
+  float* y;
+  if (!read(x, "x", 2, aoti_torch_dtype_float32(), &tx) || !collapse(tx, &rows, &row_stride) ||
+      !read_contiguous(weight, "weight", 4, -1, &tw) || !read_contiguous(ends, "ends", 1, aoti_torch_dtype_int32(), &te))
+    return kFailed;
+  const int dtype = stored_dtype(tw, "weight");
+  if (dtype < 0) return kFailed;
+  const int64_t k = tx.sizes[1], groups = tw.sizes[0];
+  const int32_t* end = (const int32_t*)te.data;
+  if (groups < 1 || tw.sizes[1] != (out_features + 31) / 32 || tw.sizes[2] != k || tw.sizes[3] != 32 ||
+      te.sizes[0] != groups) {
+    fail(PLLM_INVALID_ARGUMENT, "weights are packed as [%lld, %lld, %lld, %lld], for %lld groups of %lld rows of %lld",
+         (long long)groups, (long long)tw.sizes[1], (long long)tw.sizes[2], (long long)tw.sizes[3], (long long)te.sizes[0],
+         (long long)out_features, (long long)k);
+    return kFailed;
+  }
+  for (int64_t g = 0; g < groups; g++)
+    if (end[g] < (g ? end[g - 1] : 0) || end[g] > rows || (g == groups - 1 && end[g] != rows)) {
+      fail(PLLM_INVALID_ARGUMENT, "group %lld of %lld ends at row %d of %lld", (long long)g, (long long)groups, end[g],
+           (long long)rows);
+      return kFailed;
+    }
+  const int64_t sizes[2] = {rows, out_features};
+  if (make(sizes, 2, ret0, &y)) return kFailed;
+  const int64_t bytes = tw.sizes[1] * k * 32 * (dtype == PLLM_FLOAT32 ? 4 : 2);
+  int code = PLLM_OK;
+  for (int64_t g = 0, begin = 0; g < groups && !code; begin = end[g++])
+    if (end[g] > begin)
+      code = pllm_linear((const float*)tx.data + begin * row_stride, end[g] - begin, row_stride,
+                         (const char*)tw.data + g * bytes, dtype, out_features, k, nullptr, y + begin * out_features,
+                         out_features);
+  return finish(code, ret0);
+}
+
 PLLM_EXPORT AOTITorchError aoti_torch_cpu_packed_embedding(AtenTensorHandle ids, AtenTensorHandle weight,
                                                            int64_t num_embeddings, AtenTensorHandle* ret0) {
   if (!torch_is_there()) return kFailed;

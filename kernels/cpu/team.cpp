@@ -18,6 +18,7 @@ namespace pllm {
 namespace {
 
 constexpr int64_t kLongestSpin = 200'000, kShortestSpin = 1'000;  // nanoseconds
+constexpr int kMostShares = 64;
 constexpr uint32_t kOpen = 1u << 31, kCallerSleeps = 1u << 30, kInside = kCallerSleeps - 1;
 
 int64_t now() {
@@ -52,14 +53,18 @@ class Patience {
   int64_t limit_ = kLongestSpin;
 };
 
-// One loop at a time. `gate_` counts the helpers inside it, and says whether it is open to more: the caller closes it when
+// One loop at a time, in shares. `gate_` counts the helpers inside it, and says whether it is open to more: the caller closes it when
 // the last piece has been taken, and waits only for those inside.
 class Team {
  public:
   void run(int members, int64_t count, int64_t grain, LoopBody body, const void* context) {
     hire(members);
-    body_ = body, context_ = context, count_ = count, grain_ = grain, members_ = members;
-    next_.store(0, std::memory_order_relaxed);
+    body_ = body, context_ = context, pieces_ = (count + grain - 1) / grain, count_ = count, grain_ = grain, members_ = members;
+    num_shares_ = members < kMostShares ? members : kMostShares;
+    for (int i = 0; i < num_shares_; i++) {
+      shares_[i].next.store(share_begin(i), std::memory_order_relaxed);
+      shares_[i].end = share_begin(i + 1);
+    }
     gate_.store(kOpen, std::memory_order_release);
     round_.fetch_add(1);
     if (sleepers_.load()) wake_all(round_);
@@ -74,9 +79,23 @@ class Team {
   void forget_helpers() { hired_ = 1, sleepers_ = 0; }
 
  private:
+  // Neighbouring pieces for each member, since most loops read memory in order and a stream that goes on is faster than one
+  // that starts anew; then what the others have not got to yet.
+  struct alignas(64) Share {
+    std::atomic<int64_t> next{0};
+    int64_t end = 0;
+  };
+
+  int64_t share_begin(int i) const { return pieces_ * i / num_shares_; }
+
   void work(int member) {
-    for (int64_t begin; (begin = next_.fetch_add(grain_, std::memory_order_relaxed)) < count_;)
-      body_(context_, member, begin, begin + grain_ < count_ ? begin + grain_ : count_);
+    for (int i = 0; i < num_shares_; i++) {
+      Share& share = shares_[(member + i) % num_shares_];
+      for (int64_t piece; (piece = share.next.fetch_add(1, std::memory_order_relaxed)) < share.end;) {
+        const int64_t begin = piece * grain_;
+        body_(context_, member, begin, begin + grain_ < count_ ? begin + grain_ : count_);
+      }
+    }
   }
 
   void help(int member) {
@@ -116,10 +135,10 @@ class Team {
 
   LoopBody body_ = nullptr;
   const void* context_ = nullptr;
-  int64_t count_ = 0, grain_ = 0;
-  int members_ = 0, hired_ = 1;
+  int64_t pieces_ = 0, count_ = 0, grain_ = 0;
+  int members_ = 0, num_shares_ = 1, hired_ = 1;
   Patience patience_;
-  alignas(64) std::atomic<int64_t> next_{0};
+  Share shares_[kMostShares];
   alignas(64) std::atomic<uint32_t> gate_{0};
   alignas(64) std::atomic<uint32_t> round_{0};
   std::atomic<uint32_t> sleepers_{0};
