@@ -33,12 +33,16 @@ COMMANDS = {
     "check": Command("pllm.runtime.check_cli", "say whether an artifact runs here, and how many requests fit"),
     "inspect": Command("pllm.runtime.inspect_cli", "show what an artifact holds"),
     "verify": Command("pllm.runtime.verify_cli", "prove an artifact: hashes, golden tokens, latencies"),
+    "bench": Command("pllm.runtime.bench.cli", "measure an artifact or a server: latency, throughput, start"),
     "init": Command("pllm.build.init_cli", "write a commented recipe for a model"),
     "cache": Command("pllm.runtime.cache_cli", "list or clean what was built and remembered for this user"),
 }
 
 
-_EXIT_CODES = "exit codes: 0 fine, 2 the input is wrong, 4 the artifact is damaged or does not fit, 1 anything else"
+_EXIT_CODES = (
+    "exit codes: 0 fine, 2 the input is wrong, 3 a measurement is void, 4 the artifact is damaged or does not fit, "
+    "1 anything else"
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

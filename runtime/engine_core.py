@@ -1,5 +1,6 @@
 """The engine core: an artifact, opened and ready to run. What loads, and in which order, is all here."""
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -44,12 +45,16 @@ class EngineCore:
         threads: int | None = None,
         enable_prefix_caching: bool = True,
         max_waiting: int | None = None,
+        opened_part: Callable[[str], None] | None = None,
     ) -> "EngineCore":
         """Open an artifact. Limits that are None are the artifact's own; they can only be lowered.
+
+        ``opened_part`` is called with the name of each part as soon as it is open, for whoever measures a start.
 
         Returns when the weights' hashes have been verified, too. Raises ArtifactError and its kinds, DoesNotFitError
         where the memory is too little, UserInputError for limits that cannot be.
         """
+        told = opened_part or _nobody
         available = available_memory()
         opened = Artifact.open(artifact)
         manifest = opened.manifest
@@ -69,26 +74,37 @@ class EngineCore:
             **({} if max_waiting is None else {"max_waiting": max_waiting}),
         )
         operators = [opened.path(name) for name in manifest.operators]
+        told("manifest")
         with ExitStack() as resources:
             load_torch()
+            told("torch")
             try:
                 library = CpuLibrary.open(operators[0])
             except OperatorError as error:
                 raise ArtifactMismatchError(str(error)) from error
+            told("operators")
             weights = opened.map_weights()
             resources.callback(weights.close)
+            told("weights")
             program = Program.open(info, opened.path(info.file), weights.tensors, operators)
             resources.callback(program.close)
+            told("program")
             pool = KvPool(manifest.kv, plan.num_blocks)
             resources.callback(pool.close)
             runner = ModelRunner(program, pool, library, config, num_threads=num_threads)
+            told("KV pool")
             opened.wait_verified()
+            told("hashes")
             return cls(manifest, plan, Engine(Scheduler(config), runner), runner, resources.pop_all())
         raise AssertionError("unreachable: nothing above swallows an error")
 
     def close(self) -> None:
         """Give everything back. No step may run any more."""
         self._resources.close()
+
+
+def _nobody(_: str) -> None:
+    """Nobody measures."""
 
 
 def _plan(manifest: Manifest, max_num_seqs: int | None, memory: MemorySetting | None, available: int) -> MemoryPlan:

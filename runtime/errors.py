@@ -10,6 +10,7 @@
     │   ├── ArtifactDamagedError                                names the file
     │   ├── ArtifactMismatchError                               names the command that mends it
     │   └── DoesNotFitError                                     names the bytes, or the tokens
+    ├── MeasurementError                    exit 3              a benchmark whose figures mean nothing
     ├── RequestError                                 HTTP 400   one request is refused, the others go on
     │   └── ContextLengthExceededError
     ├── QueueFullError                               HTTP 429   come back later
@@ -31,6 +32,7 @@ __all__ = [
     "ContextLengthExceededError",
     "DoesNotFitError",
     "EngineDeadError",
+    "MeasurementError",
     "PllmError",
     "QueueFullError",
     "RecipeError",
@@ -101,6 +103,12 @@ class DoesNotFitError(ArtifactError):
     def __init__(self, message: str, *, exit_code: int = 4) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+
+class MeasurementError(PllmError):
+    """A measurement that is void: requests failed, or ran out of time, so what was measured is not what was meant."""
+
+    exit_code = 3
 
 
 class RequestError(PllmError):

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -119,16 +119,20 @@ class ModelOptions:
 _DECIDED_BY_BUILD = frozenset({"dtype", "quantization", "revision", "max_num_batched_tokens", "block_size"})
 
 
-def open_model(options: ModelOptions) -> "tuple[EngineCore, Intake]":
+def open_model(options: ModelOptions, opened_part: Callable[[str], None] | None = None) -> "tuple[EngineCore, Intake]":
     """The engine and the way into it. The tokenizer is read beside the weights: it takes a core's time, but not
-    Python's."""
+    Python's. ``opened_part`` is `EngineCore.open`'s.
+    """
     artifact = options.artifact()
     from pllm.runtime.engine_core import EngineCore  # noqa: PLC0415  (native libraries: only where there is a model)
 
+    limits = options.limits()
+    if opened_part is not None:
+        limits["opened_part"] = opened_part
     texts = artifact / "tokenizer" if options.tokenizer is None else Path(options.tokenizer).expanduser()
     with ThreadPoolExecutor(1) as beside:
         reading = beside.submit(Tokenizer.open, texts)
-        core = EngineCore.open(artifact, **options.limits())
+        core = EngineCore.open(artifact, **limits)
         try:
             tokenizer = reading.result()
             template = options.chat_template

@@ -89,8 +89,9 @@ class ChatAnswer:
             yield self._chunk(texts, [ChatChunkChoice(index, ChatDelta(role="assistant", content=""))])
 
     def chunk(self, texts: list[RequestText], number: int, delta: TextDelta) -> ChatChunk | None:
-        """The new text of one answer; nothing while its tokens make no text yet."""
-        if not delta.text and delta.finish_reason is None and delta.logprobs is None:
+        """The new text of one answer; nothing while its tokens make no text yet and nobody counts them."""
+        shown = delta.text or delta.finish_reason is not None or delta.logprobs is not None
+        if not shown and not self._usage_always:
             return None
         choice = ChatChunkChoice(
             number,

@@ -83,8 +83,9 @@ class CompletionAnswer:
                 yield self._completion([CompletionChoice(number, prompt, logprobs)], texts, self._usage_always)
 
     def chunk(self, texts: list[RequestText], number: int, delta: TextDelta) -> Completion | None:
-        """The new text of one answer; nothing while its tokens make no text yet."""
-        if not delta.text and delta.finish_reason is None and delta.logprobs is None:
+        """The new text of one answer; nothing while its tokens make no text yet and nobody counts them."""
+        shown = delta.text or delta.finish_reason is not None or delta.logprobs is not None
+        if not shown and not self._usage_always:
             return None
         choice = CompletionChoice(number, "", None, delta.finish_reason, delta.stop_reason)  # type: ignore[arg-type]
         if not self._only_prompt:
