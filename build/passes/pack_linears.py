@@ -12,22 +12,34 @@ __all__ = ["pack_linears"]
 
 
 def pack_linears(traced: Traced, storage: torch.dtype) -> str:
-    linears = [node for node in traced.calls(torch.ops.aten.linear.default) if _constant(traced, node.args[1])]
-    packed = {argument(node, 1): value(argument(node, 1)).shape[0] for node in linears}
-    lookups = [node for node in traced.calls(torch.ops.aten.embedding.default) if _constant(traced, node.args[0])]
-    packed |= {argument(node, 0): value(argument(node, 0)).shape[0] for node in lookups}
+    """A weight that is used in any other way stays as it is, and so do its products and look-ups."""
+    rows = {node: value(node).shape[0] for node in traced.graph.nodes if _is_packable(traced, node)}
+    linears = [node for node in traced.calls(torch.ops.aten.linear.default) if node.args[1] in rows]
+    lookups = [node for node in traced.calls(torch.ops.aten.embedding.default) if node.args[0] in rows]
     for node in linears:
         x, weight, bias = argument(node, 0), argument(node, 1), node.args[2] if len(node.args) > 2 else None
         node.target = torch.ops.pllm.packed_linear.default
-        node.args = (x, weight, bias, packed[weight])
+        node.args = (x, weight, bias, rows[weight])
     for node in lookups:
         weight, ids = argument(node, 0), argument(node, 1)
         node.target, node.kwargs = torch.ops.pllm.packed_embedding.default, {}
-        node.args = (ids, weight, packed[weight])
-    for weight in packed:
+        node.args = (ids, weight, rows[weight])
+    for weight in rows:
         traced.pack(weight, storage)
-    return f"{len(linears)} products and {len(lookups)} look-ups over {len(packed)} packed weights"
+    return f"{len(linears)} products and {len(lookups)} look-ups over {len(rows)} packed weights"
 
 
-def _constant(traced: Traced, weight: object) -> bool:
-    return isinstance(weight, Node) and weight.name in traced.sources and value(weight).ndim == 2
+def _is_packable(traced: Traced, node: Node) -> bool:
+    """A constant [N, K] that is only ever the weight of a product or the table of a look-up."""
+    return (
+        node.name in traced.sources
+        and value(node).ndim == 2
+        and bool(node.users)
+        and all(_reads_as_weight(user, node) for user in node.users)
+    )
+
+
+def _reads_as_weight(user: Node, weight: Node) -> bool:
+    place = {torch.ops.aten.linear.default: 1, torch.ops.aten.embedding.default: 0}.get(user.target)
+    arguments = [*user.args, *user.kwargs.values()]
+    return place is not None and [i for i, each in enumerate(arguments) if each is weight] == [place]

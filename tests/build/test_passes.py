@@ -73,6 +73,34 @@ def test_pack_linears(checkpoint: Checkpoint) -> None:
     torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
 
 
+def test_a_weight_with_another_use_stays_as_it_is(checkpoint: Checkpoint) -> None:
+    """One weight's norm is added to the logits, and another weight is multiplied by itself."""
+
+    def use_otherwise(traced: Traced, storage: torch.dtype) -> str:
+        first, second = (node.args[1] for node in traced.calls(aten.linear.default)[:2])
+        (output,) = [node for node in traced.graph.nodes if node.op == "output"]
+        (logits,) = output.args[0]
+        with traced.graph.inserting_before(output), traced.fake_mode:
+            norm = traced.graph.call_function(aten.sum.default, (first,))
+            square = traced.graph.call_function(aten.linear.default, (second, second))
+            total = traced.graph.call_function(aten.sum.default, (square,))
+            changed = logits
+            for term in (norm, total):
+                changed = traced.graph.call_function(aten.add.Tensor, (changed, term))
+                changed.meta["val"] = logits.meta["val"]
+        output.args = ((changed,),)
+        specs = traced.program.graph_signature.output_specs
+        specs[-1].arg = type(specs[-1].arg)(name=changed.name)
+        return ""
+
+    before, expected = logits(checkpoint, use_otherwise)
+    after, actual = logits(checkpoint, use_otherwise, pack_linears)
+    assert count(after, aten.linear.default) == 3  # the two, and the product of the second with itself
+    assert count(after, pllm.packed_linear.default) == count(before, aten.linear.default) - 3
+    assert not any(after.sources[node.args[1].name].packed for node in after.calls(aten.linear.default))
+    torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-5)
+
+
 @pytest.mark.parametrize(("family", "tables"), [("qwen2", 2), ("qwen3", 1)])
 def test_a_shared_table_is_packed_once(checkpoints: dict[str, Checkpoint], family: str, tables: int) -> None:
     traced, _ = logits(checkpoints[family], pack_linears)
