@@ -115,6 +115,7 @@ def rehearsal(spec: RehearsalSpec) -> Iterator[Rehearsal]:
         resources.callback(program.close)
         pool = KvPool(spec.kv, num_blocks)
         resources.callback(pool.close)
+        pool.wait_taken()
         config = SchedulerConfig(
             max_num_seqs=spec.max_num_seqs,
             max_num_batched_tokens=spec.max_num_batched_tokens,

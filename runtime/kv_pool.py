@@ -1,7 +1,10 @@
-"""The KV pool: all keys and values of all layers, one array, taken from the system once when the engine starts."""
+"""The KV pool: all keys and values of all layers, one array, reserved once when the engine starts."""
 
 import contextlib
+import ctypes
 import mmap
+import os
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +19,8 @@ from pllm.runtime.memory import format_bytes
 __all__ = ["KvPool"]
 
 _MADV_POPULATE_WRITE = 23  # Linux 5.14; the mmap module does not name it
+_PIECE = 2 << 20  # bytes that are taken at a time: meanwhile nobody else in the process can map or unmap
+_IDLE = 19  # niceness
 _DTYPES: dict[str, Any] = {"float32": np.float32, "bfloat16": np.uint16}
 
 
@@ -23,9 +28,10 @@ class KvPool:
     """`array` is [num_blocks, num_layers, 2, num_kv_heads, block_size, head_dim], float32, or bfloat16 as uint16."""
 
     def __init__(self, info: KvInfo, num_blocks: int) -> None:
-        """Take the memory, zeroed, now: what is not there is found out at the start and not while serving.
+        """Reserve the memory, and have a thread that yields to all others take it from the system, zeroed.
 
-        Raises DoesNotFitError.
+        Zeroing takes a second for every few gigabytes, and the first requests need only the first blocks: they do not
+        wait for it. Raises DoesNotFitError where the memory cannot be reserved.
         """
         size = num_blocks * info.block_bytes
         try:
@@ -39,17 +45,33 @@ class KvPool:
         self.array: NDArray[Any] = np.frombuffer(self._map, _DTYPES[info.dtype]).reshape(shape)
         with contextlib.suppress(OSError):  # a kernel without huge pages does with small ones
             self._map.madvise(mmap.MADV_HUGEPAGE)
-        try:
-            self._map.madvise(_MADV_POPULATE_WRITE)
-        except OSError:  # an older kernel
-            self.array.fill(0)
+        self._closing = threading.Event()
+        self._taking = threading.Thread(target=self._take, args=(self.array.ctypes.data, size), daemon=True)
+        self._taking.start()
 
     def copy_blocks(self, library: CpuLibrary, pairs: Sequence[tuple[int, int]]) -> None:
         """Copy whole blocks, (source, target), one after another."""
         library.copy_blocks(self.array, np.array(pairs, np.int64).reshape(-1, 2))
 
+    def wait_taken(self) -> None:
+        """Return when the whole pool has been taken from the system: for measurements."""
+        self._taking.join()
+
     def close(self) -> None:
         """Give the memory back, as soon as no array views it any more."""
+        self._closing.set()
+        self._taking.join()
         self.array = np.empty(0, self.array.dtype)
         with contextlib.suppress(BufferError):
             self._map.close()
+
+    def _take(self, address: int, size: int) -> None:
+        """Through ctypes, which lets other threads run meanwhile. Contents stay; a kernel that does not know how leaves
+        the pages to their first use."""
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _IDLE)
+        madvise = ctypes.CDLL(None).madvise
+        madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+        for offset in range(0, size, _PIECE):
+            if self._closing.is_set() or madvise(address + offset, min(_PIECE, size - offset), _MADV_POPULATE_WRITE):
+                return
