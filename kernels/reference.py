@@ -6,8 +6,17 @@ Sizes: T packed tokens of the step, B sequences, H query heads, Hkv key heads, D
 import torch
 
 from pllm.kernels.packing import unpack_linear
+from pllm.kernels.quantization import dequantize, unpack_quantized
 
-__all__ = ["embedding", "filtered_probabilities", "linear", "paged_attention", "sample"]
+__all__ = [
+    "embedding",
+    "filtered_probabilities",
+    "linear",
+    "paged_attention",
+    "quantized_embedding",
+    "quantized_linear",
+    "sample",
+]
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, out_features: int) -> torch.Tensor:
@@ -22,6 +31,31 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, out
 def embedding(ids: torch.Tensor, weight: torch.Tensor, num_embeddings: int) -> torch.Tensor:
     """Rows of a packed weight. ids: int64 [...], each in [0, N). Returns float32 [..., K]; N = num_embeddings."""
     return unpack_linear(weight, num_embeddings).float()[ids]
+
+
+def quantized_linear(
+    x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    """x W^T + bias with int8 weights and activations that are rounded to int8 too, a row at a time.
+
+    x: float32 [..., K]; each row is divided by its largest element's size / 127 and rounded to nearest even. weight:
+    packed uint8 [ceil(N/32), ceil(K/4), 32, 4] (`kernels/quantization.py`); scale: float32 [N]; bias: float32 [N].
+    Products are summed as whole numbers, then multiplied by both scales. A row that is not finite gives what is not.
+    Returns float32 [..., N].
+    """
+    rounded = unpack_quantized(weight, scale.shape[0], x.shape[-1])
+    largest = x.abs().amax(dim=-1, keepdim=True)
+    steps = torch.where((largest > 0) & largest.isfinite(), 127 / largest, torch.zeros_like(largest))
+    sums = (x * steps).round().nan_to_num(0).double() @ rounded.double().T
+    y = sums.float() * (scale * (largest / 127))
+    return y if bias is None else y + bias
+
+
+def quantized_embedding(
+    ids: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, embedding_dim: int
+) -> torch.Tensor:
+    """Rows of a packed int8 weight. ids: int64 [...], each in [0, N). Returns float32 [..., K]; K = embedding_dim."""
+    return dequantize(unpack_quantized(weight, scale.shape[0], embedding_dim), scale)[ids]
 
 
 def paged_attention(  # noqa: PLR0917 - the operator's own arguments, in its order

@@ -30,8 +30,9 @@ int out_of_memory(int code) {
   return code ? fail(code, "no memory left for the operators' scratch space") : PLLM_OK;
 }
 
-#define PLLM_TABLE(isa) \
-  {isa::linear, isa::embedding, isa::paged_attention, isa::argmax, isa::logsumexp, isa::sample_rows}
+#define PLLM_TABLE(isa)                                                                   \
+  {isa::linear,          isa::embedding, isa::quantized_linear, isa::quantized_embedding, \
+   isa::paged_attention, isa::argmax,    isa::logsumexp,        isa::sample_rows}
 const Kernels kAvx2 = PLLM_TABLE(avx2);
 const Kernels kAvx512 = PLLM_TABLE(avx512);
 #undef PLLM_TABLE
@@ -46,7 +47,8 @@ struct Choice {
     __builtin_cpu_init();
     const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+                            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+                            __builtin_cpu_supports("avx512vnni");
     const char* wish = getenv("PLLM_CPU_ISA");
     if (wish && *wish) {
       if (strcmp(wish, "avx2") && strcmp(wish, "avx512")) {
@@ -55,7 +57,7 @@ struct Choice {
       }
       if (!(wish[3] == '2' ? has_avx2 : has_avx512)) {
         snprintf(error, sizeof error, "PLLM_CPU_ISA=%.40s, but this CPU has no %s: unset it", wish,
-                 wish[3] == '2' ? "AVX2 with FMA" : "AVX-512 (F, BW, VL, DQ)");
+                 wish[3] == '2' ? "AVX2 with FMA" : "AVX-512 (F, BW, VL, DQ, VNNI)");
         return;
       }
     } else if (!has_avx2) {
@@ -88,6 +90,31 @@ int check_weight(int weight_dtype, int64_t n, int64_t k) {
   if (weight_dtype != PLLM_FLOAT32 && weight_dtype != PLLM_BFLOAT16)
     return fail(PLLM_INVALID_ARGUMENT, "weight dtype %d: 0 (float32) and 1 (bfloat16) exist", weight_dtype);
   if (n < 1 || k < 1) return fail(PLLM_INVALID_ARGUMENT, "weight of %lld by %lld", (long long)n, (long long)k);
+  return PLLM_OK;
+}
+
+int check_quantized(int64_t n, int64_t k) {
+  if (n < 1 || k < 1 || k > 65536)  // 255 * 127 * k must fit 32 bits
+    return fail(PLLM_INVALID_ARGUMENT, "quantised weight of %lld by %lld: 1 to 65,536 inputs are possible", (long long)n,
+                (long long)k);
+  return PLLM_OK;
+}
+
+int check_product(int64_t m, int64_t x_stride, int64_t n, int64_t k, int64_t y_stride) {
+  if (m < 0 || (m > 1 && (x_stride < k || y_stride < n)))
+    return fail(PLLM_INVALID_ARGUMENT, "linear: %lld rows, row strides %lld of %lld and %lld of %lld", (long long)m,
+                (long long)x_stride, (long long)k, (long long)y_stride, (long long)n);
+  return PLLM_OK;
+}
+
+int check_ids(const int64_t* ids, int64_t tokens, int64_t n, int64_t k, int64_t y_stride) {
+  if (tokens < 0 || (tokens > 1 && y_stride < k))
+    return fail(PLLM_INVALID_ARGUMENT, "embedding: %lld tokens, row stride %lld of %lld", (long long)tokens,
+                (long long)y_stride, (long long)k);
+  for (int64_t t = 0; t < tokens; t++)
+    if (ids[t] < 0 || ids[t] >= n)
+      return fail(PLLM_INVALID_ARGUMENT, "embedding: token %lld has id %lld, outside the vocabulary of %lld", (long long)t,
+                  (long long)ids[t], (long long)n);
   return PLLM_OK;
 }
 
@@ -194,9 +221,7 @@ int pllm_linear(const float* x, int64_t m, int64_t x_stride, const void* weight,
                 const float* bias, float* y, int64_t y_stride) {
   PLLM_KERNELS(kernels);
   if (int code = check_weight(weight_dtype, n, k)) return code;
-  if (m < 0 || (m > 1 && (x_stride < k || y_stride < n)))
-    return fail(PLLM_INVALID_ARGUMENT, "linear: %lld rows, row strides %lld of %lld and %lld of %lld", (long long)m,
-                (long long)x_stride, (long long)k, (long long)y_stride, (long long)n);
+  if (int code = check_product(m, x_stride, n, k, y_stride)) return code;
   if (m == 0) return PLLM_OK;
   return out_of_memory(kernels.linear(x, m, x_stride, weight, weight_dtype, n, k, bias, y, y_stride));
 }
@@ -205,14 +230,26 @@ int pllm_embedding(const int64_t* ids, int64_t tokens, const void* weight, int w
                    int64_t y_stride) {
   PLLM_KERNELS(kernels);
   if (int code = check_weight(weight_dtype, n, k)) return code;
-  if (tokens < 0 || (tokens > 1 && y_stride < k))
-    return fail(PLLM_INVALID_ARGUMENT, "embedding: %lld tokens, row stride %lld of %lld", (long long)tokens,
-                (long long)y_stride, (long long)k);
-  for (int64_t t = 0; t < tokens; t++)
-    if (ids[t] < 0 || ids[t] >= n)
-      return fail(PLLM_INVALID_ARGUMENT, "embedding: token %lld has id %lld, outside the vocabulary of %lld", (long long)t,
-                  (long long)ids[t], (long long)n);
+  if (int code = check_ids(ids, tokens, n, k, y_stride)) return code;
   kernels.embedding(ids, tokens, weight, weight_dtype, n, k, y, y_stride);
+  return PLLM_OK;
+}
+
+int pllm_quantized_linear(const float* x, int64_t m, int64_t x_stride, const uint8_t* weight, const float* scale, int64_t n,
+                          int64_t k, const float* bias, float* y, int64_t y_stride) {
+  PLLM_KERNELS(kernels);
+  if (int code = check_quantized(n, k)) return code;
+  if (int code = check_product(m, x_stride, n, k, y_stride)) return code;
+  if (m == 0) return PLLM_OK;
+  return out_of_memory(kernels.quantized_linear(x, m, x_stride, weight, scale, n, k, bias, y, y_stride));
+}
+
+int pllm_quantized_embedding(const int64_t* ids, int64_t tokens, const uint8_t* weight, const float* scale, int64_t n,
+                             int64_t k, float* y, int64_t y_stride) {
+  PLLM_KERNELS(kernels);
+  if (int code = check_quantized(n, k)) return code;
+  if (int code = check_ids(ids, tokens, n, k, y_stride)) return code;
+  kernels.quantized_embedding(ids, tokens, weight, scale, k, y, y_stride);
   return PLLM_OK;
 }
 

@@ -1,4 +1,4 @@
-// What an instruction set must provide, and what it may use. linear.cpp, attention.cpp and sampling.cpp are compiled once per
+// What an instruction set must provide, and what it may use. All files but team, dispatch and shim are compiled once per
 // instruction set, each time inside another namespace (PLLM_ISA); dispatch.cpp checks arguments and picks one.
 //
 // Those files use no templates of the standard library: a template instantiated there has weak linkage, the linker would keep
@@ -26,6 +26,10 @@ struct Kernels {
                 const float* bias, float* y, int64_t y_stride);
   void (*embedding)(const int64_t* ids, int64_t tokens, const void* weight, int weight_dtype, int64_t n, int64_t k,
                     float* y, int64_t y_stride);
+  int (*quantized_linear)(const float* x, int64_t m, int64_t x_stride, const uint8_t* weight, const float* scale, int64_t n,
+                          int64_t k, const float* bias, float* y, int64_t y_stride);
+  void (*quantized_embedding)(const int64_t* ids, int64_t tokens, const uint8_t* weight, const float* scale, int64_t k,
+                              float* y, int64_t y_stride);
   int (*paged_attention)(const PllmPagedAttention& a);
   void (*argmax)(const float* logits, int64_t rows, int64_t vocab, int64_t stride, int64_t* ids, float* maxima,
                  int32_t* status);
@@ -39,6 +43,9 @@ struct Kernels {
   namespace isa {                                                                                                         \
   int linear(const float*, int64_t, int64_t, const void*, int, int64_t, int64_t, const float*, float*, int64_t);          \
   void embedding(const int64_t*, int64_t, const void*, int, int64_t, int64_t, float*, int64_t);                           \
+  int quantized_linear(const float*, int64_t, int64_t, const uint8_t*, const float*, int64_t, int64_t, const float*,      \
+                       float*, int64_t);                                                                                  \
+  void quantized_embedding(const int64_t*, int64_t, const uint8_t*, const float*, int64_t, float*, int64_t);              \
   int paged_attention(const PllmPagedAttention&);                                                                         \
   void argmax(const float*, int64_t, int64_t, int64_t, int64_t*, float*, int32_t*);                                       \
   void logsumexp(const float*, int64_t, int64_t, int64_t, double*);                                                       \

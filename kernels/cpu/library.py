@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 __all__ = ["ABI_VERSION", "CpuLibrary", "OperatorError"]
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 _PANEL = 32
 _DTYPES = {np.dtype(np.float32): 0, np.dtype(np.uint16): 1}
 
@@ -49,6 +49,8 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "pllm_set_num_threads": (_INT,),
     "pllm_linear": (_pointer, _I64, _I64, _pointer, _INT, _I64, _I64, _pointer, _pointer, _I64),
     "pllm_embedding": (_pointer, _I64, _pointer, _INT, _I64, _I64, _pointer, _I64),
+    "pllm_quantized_linear": (_pointer, _I64, _I64, _pointer, _pointer, _I64, _I64, _pointer, _pointer, _I64),
+    "pllm_quantized_embedding": (_pointer, _I64, _pointer, _pointer, _I64, _I64, _pointer, _I64),
     "pllm_paged_attention": (ctypes.POINTER(_PagedAttention),),
     "pllm_copy_blocks": (_pointer, _I64, _I64, _pointer, _I64),
     "pllm_argmax": (_pointer, _I64, _I64, _I64, _pointer, _pointer, _pointer),
@@ -135,6 +137,42 @@ class CpuLibrary:
             "pllm_embedding",
             *(_data(ids, np.int64), len(ids), weight.ctypes.data, _DTYPES[weight.dtype], num_embeddings, k),
             *(out.ctypes.data, k),
+        )
+        return out
+
+    def quantized_linear(
+        self,
+        x: NDArray[np.float32],
+        weight: NDArray[np.uint8],
+        scale: NDArray[np.float32],
+        bias: NDArray[np.float32] | None = None,
+        out: NDArray[np.float32] | None = None,
+    ) -> NDArray[np.float32]:
+        """x [M, K] (rows may be strided) times a weight of `kernels/quantization.py`, scale [N], to [M, N]."""
+        (m, k), n = x.shape, len(scale)
+        _check_quantized(weight, n, k)
+        out = np.empty((m, n), np.float32) if out is None else out
+        if bias is not None and bias.shape != (n,):
+            raise OperatorError(f"a bias of {bias.shape} for {n} outputs")
+        if out.shape != (m, n):
+            raise OperatorError(f"an output of {out.shape} for ({m}, {n})")
+        self._call(
+            "pllm_quantized_linear",
+            *(_rows(x, np.float32), m, _stride(x), weight.ctypes.data, _data(scale, np.float32), n, k),
+            *(None if bias is None else _data(bias, np.float32), _rows(out, np.float32), _stride(out)),
+        )
+        return out
+
+    def quantized_embedding(
+        self, ids: NDArray[np.int64], weight: NDArray[np.uint8], scale: NDArray[np.float32], dim: int
+    ) -> NDArray[np.float32]:
+        """ids [T] -> rows [T, dim] of a quantised weight."""
+        _check_quantized(weight, len(scale), dim)
+        out = np.empty((len(ids), dim), np.float32)
+        self._call(
+            "pllm_quantized_embedding",
+            *(_data(ids, np.int64), len(ids), weight.ctypes.data, _data(scale, np.float32), len(scale), dim),
+            *(out.ctypes.data, dim),
         )
         return out
 
@@ -276,4 +314,12 @@ def _check_packed(weight: NDArray[Any], out_features: int, in_features: int) -> 
     if weight.shape != expected or weight.dtype not in _DTYPES or not weight.flags.c_contiguous:
         raise OperatorError(
             f"a packed weight must be {expected}, contiguous, float32 or uint16, not {weight.shape} {weight.dtype}"
+        )
+
+
+def _check_quantized(weight: NDArray[np.uint8], out_features: int, in_features: int) -> None:
+    expected = (-(-out_features // _PANEL), -(-in_features // 4), _PANEL, 4)
+    if weight.shape != expected or weight.dtype != np.uint8 or not weight.flags.c_contiguous:
+        raise OperatorError(
+            f"a quantised weight of {weight.shape} {weight.dtype} where contiguous uint8 {expected} is wanted"
         )

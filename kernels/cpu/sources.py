@@ -34,7 +34,7 @@ LINK_FLAGS = ("-shared", "-pthread", "-lgomp", "-Wl,--build-id=none", "-Wl,-z,de
 _AVX2 = ("-DPLLM_ISA=avx2", "-mavx2", "-mfma", "-mf16c")
 _AVX512 = (
     "-DPLLM_ISA=avx512",
-    *("-mavx2", "-mfma", "-mf16c", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"),
+    *("-mavx2", "-mfma", "-mf16c", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni"),
     "-mprefer-vector-width=512",
     *("-Wno-uninitialized", "-Wno-maybe-uninitialized"),  # false alarms of g++ 12 inside its own immintrin.h
 )
@@ -45,7 +45,7 @@ SOURCES = (
     Source("shim.cpp", "shim.o"),
     *(
         Source(f"{name}.cpp", f"{name}_{isa}.o", flags)
-        for name in ("linear", "attention", "sampling")
+        for name in ("linear", "quantized_linear", "attention", "sampling")
         for isa, flags in (("avx2", _AVX2), ("avx512", _AVX512))
     ),
 )

@@ -47,3 +47,15 @@ def library(request: pytest.FixtureRequest, open_as: Callable[[str], CpuLibrary]
     opened = open_as(request.param)
     opened.set_num_threads(2)
     return opened
+
+
+@pytest.fixture(scope="session")
+def built_libraries(open_as: Callable[[str], CpuLibrary]) -> list[CpuLibrary]:
+    """The library in every instruction set that this CPU has, the first the widest."""
+    found = []
+    for isa in reversed(ISAS):
+        try:
+            found.append(open_as(isa))
+        except pytest.skip.Exception:
+            continue
+    return found
