@@ -20,6 +20,8 @@ from pllm.runtime.manifest import DimRange, KvInfo, ModelInfo, TensorInfo
 __all__ = ["DIMS", "export", "paged_attention", "program_inputs", "trace"]
 
 _WRAPPER = "causal_lm."
+_LAYER_TYPES = frozenset(("full_attention", "sliding_attention"))
+"""By transformers' names. It tells those apart by masks, of which paged attention gets to know only the window."""
 
 DIMS = {name: DimRange(min=1, max=2**31 - 1) for name in ("tokens", "sequences", "table_width", "rows", "blocks")}
 DIMS |= {"boundaries": DimRange(min=2, max=2**31 - 1)}
@@ -136,9 +138,11 @@ def export(build: Build, progress: StageProgress) -> None:
 def trace(model: torch.nn.Module, kv: KvInfo) -> Traced:
     """The traced graph of a model over :func:`paged_attention`, float32 arithmetic. No weight is read or even touched.
 
-    Raises BuildError for a model that torch.export cannot trace.
+    Raises BuildError for a model that torch.export cannot trace, or whose tokens would depend on others than its own.
     """
     define_operators()
+    name = type(model).__name__
+    _refuse_config(name, model)
     tokens, sequences, width, rows, blocks = 6, 2, 3, 2, 16
     pool = (blocks, kv.num_layers, 2, kv.num_kv_heads, kv.block_size, kv.head_dim)
     examples = (
@@ -159,9 +163,42 @@ def trace(model: torch.nn.Module, kv: KvInfo) -> Traced:
         with torch.no_grad():
             program = torch.export.export(_PackedForward(model), examples, dynamic_shapes=shapes, strict=False)
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise BuildError(f"{type(model).__name__} cannot be traced by torch.export: {reason}") from error
-    return Traced(program, _sources(program, model))
+        raise BuildError(f"{name} cannot be traced by torch.export: {_reason(error)}") from error
+    traced = Traced(program, _sources(program, model))
+    attending = len(traced.calls(torch.ops.pllm.paged_attention.default))
+    if attending != kv.num_layers:
+        raise BuildError(
+            f"{name} cannot be built: {attending} of its {kv.num_layers} layers attend through transformers' "
+            f"AttentionInterface, and what the others know of earlier tokens has no place in the KV pool"
+        )
+    return traced
+
+
+def _refuse_config(name: str, model: torch.nn.Module) -> None:
+    """Raise BuildError for what would trace and be wrong: layers that see other keys than a window of the latest, and
+    angles that are chosen by the longest sequence of a batch."""
+    config: Any = model.config
+    text = config.get_text_config()
+    others = sorted(set(getattr(text, "layer_types", None) or ()) - _LAYER_TYPES)
+    if others:
+        raise BuildError(
+            f"{name} cannot be built: it has layers of the kind {', '.join(others)}, and those that can be served are "
+            f"{', '.join(sorted(_LAYER_TYPES))}"
+        )
+    parameters = getattr(text, "rope_parameters", None) or {}
+    kinds = [each.get("rope_type") for each in (parameters, *parameters.values()) if isinstance(each, dict)]
+    for kind in ("dynamic", "longrope"):
+        if kind in kinds:
+            raise BuildError(
+                f"{name} cannot be built: its RoPE scaling {kind!r} goes by the longest sequence of a batch, so that "
+                f"tokens would depend on neighbours"
+            )
+
+
+def _reason(error: Exception) -> str:
+    """torch.export's reason in a line: the first that says more than where to find more."""
+    lines = [line.strip(" -") for line in str(error).strip().splitlines()]
+    return next((line for line in lines if line and "TORCH_LOGS" not in line), type(error).__name__)
 
 
 def _sources(program: ExportedProgram, model: torch.nn.Module) -> dict[str, ConstantSource]:
@@ -171,5 +208,10 @@ def _sources(program: ExportedProgram, model: torch.nn.Module) -> dict[str, Cons
     for spec in program.graph_signature.input_specs:
         if spec.target is not None:
             name = spec.target.removeprefix(_WRAPPER)
+            if name not in tensors:
+                raise BuildError(
+                    f"{type(model).__name__} cannot be built: it computes with {name}, which is neither a parameter "
+                    f"nor a buffer of its"
+                )
             sources[spec.arg.name] = ConstantSource((name,), dtype=tensors[name].dtype)
     return sources

@@ -19,7 +19,7 @@ from transformers.initialization import no_init_weights
 from transformers.utils.logging import disable_progress_bar
 
 from pllm.build.checkpoint import Checkpoint
-from pllm.runtime.errors import CheckpointError
+from pllm.runtime.errors import BuildError, CheckpointError
 
 __all__ = ["ModelWeights", "load_config", "load_reference", "load_tokenizer", "skeleton"]
 
@@ -36,10 +36,18 @@ def load_config(checkpoint: Checkpoint) -> Any:
 
 def skeleton(config: Any, attention: Callable[..., Any]) -> PreTrainedModel:
     """The configuration's model over ``attention``, with parameters that are address space only: never initialised,
-    read or even touched. Buffers hold what the model computes for them."""
+    read or even touched. Buffers hold what the model computes for them.
+
+    Raises BuildError where transformers has no such model for generating text.
+    """
     AttentionInterface.register(_ATTENTION, attention)
-    with no_init_weights():
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=_ATTENTION)
+    try:
+        with no_init_weights():
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=_ATTENTION)
+    except Exception as error:  # a class that does not exist, or whatever its own makes of its numbers
+        raise BuildError(
+            f"transformers makes no causal language model of {type(config).__name__}: {_reason(error)}"
+        ) from error
     model.tie_weights()  # left out with the initialisation
     return cast("PreTrainedModel", model.eval())
 

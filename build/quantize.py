@@ -49,4 +49,6 @@ def materialise(source: ConstantSource, weights: ModelWeights) -> torch.Tensor:
     parts = [weights.tensor(part) for part in source.parts]
     whole = parts[0] if len(parts) == 1 else torch.cat(parts)
     whole = whole.to(source.dtype)
+    if source.transposed:
+        whole = whole.transpose(-2, -1)
     return pack_linear(whole) if source.packed else whole.contiguous()

@@ -26,6 +26,8 @@ class ConstantSource:
     """Parameters or buffers of the model, joined along their first dimension."""
     packed: bool = False
     """Stored in the packed layout of a linear weight (`kernels/packing.py`)."""
+    transposed: bool = False
+    """The checkpoint has [..., K, N] where packing takes [..., N, K]."""
     dtype: torch.dtype = torch.float32
 
 
@@ -81,12 +83,15 @@ class Traced:
         self._allocate(node)
         return node
 
-    def pack(self, constant: Node, dtype: torch.dtype) -> None:
-        """Declare a weight [N, K] to be stored packed, in that dtype."""
-        shape = packed_shape(*value(constant).shape)
+    def pack(self, constant: Node, dtype: torch.dtype, *, transposed: bool = False) -> None:
+        """Declare a weight [..., N, K] (or `transposed`, [..., K, N]) to be stored packed, in that dtype."""
+        given = value(constant)
+        shape = packed_shape(*(given.transpose(-2, -1) if transposed else given).shape)
         with self.fake_mode:
             constant.meta["val"] = torch.empty(shape, dtype=dtype)
-        self.sources[constant.name] = replace(self.sources[constant.name], packed=True, dtype=dtype)
+        self.sources[constant.name] = replace(
+            self.sources[constant.name], packed=True, dtype=dtype, transposed=transposed
+        )
         self._allocate(constant)
 
     def drop_unused(self) -> None:

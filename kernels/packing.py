@@ -1,7 +1,8 @@
 """The packed layout of a linear weight, and back. Runs at build, with torch.
 
 A weight [N, K] becomes panels of 32 output columns, [ceil(N/32), K, 32], N padded with zeros: the product reads one
-contiguous stream, and 32 outputs stay in registers while K runs. bfloat16 is storage only: a panel's line of 64 bytes
+contiguous stream, and 32 outputs stay in registers while K runs. Weights of one shape, as a layer's experts have, are
+packed as one tensor with the dimensions that lead. bfloat16 is storage only: a panel's line of 64 bytes
 interleaves its columns so that the 32-bit word j holds column j (low half) and column j + 16 (high half), which widen
 to float32 by a shift and by a mask, both exact.
 """
@@ -13,22 +14,24 @@ __all__ = ["PANEL", "pack_linear", "packed_shape", "unpack_linear"]
 PANEL = 32
 
 
-def packed_shape(out_features: int, in_features: int) -> tuple[int, int, int]:
-    """The shape of the packed weight of a linear with N = `out_features` and K = `in_features`."""
-    return (-(-out_features // PANEL), in_features, PANEL)
+def packed_shape(*shape: int) -> tuple[int, ...]:
+    """The shape of a packed weight [..., N, K]: [..., ceil(N/32), K, 32]."""
+    *lead, out_features, in_features = shape
+    return (*lead, -(-out_features // PANEL), in_features, PANEL)
 
 
 def pack_linear(weight: torch.Tensor) -> torch.Tensor:
-    """Pack `weight` [N, K] (float32 or bfloat16) into a new contiguous tensor [ceil(N/32), K, 32] of the same dtype."""
+    """Pack `weight` [..., N, K] (float32 or bfloat16) into a new contiguous [..., ceil(N/32), K, 32] of its dtype."""
     if weight.dtype not in (torch.float32, torch.bfloat16):
         raise TypeError(f"a packed weight is float32 or bfloat16, not {weight.dtype}: convert it first")
-    n, k = weight.shape
-    panels = packed_shape(n, k)[0]
+    *lead, n, k = weight.shape
+    panels = -(-n // PANEL)
     if n % PANEL:
         weight = torch.nn.functional.pad(weight, (0, 0, 0, panels * PANEL - n))
     if weight.dtype == torch.bfloat16:
-        return weight.reshape(panels, 2, PANEL // 2, k).permute(0, 3, 2, 1).reshape(panels, k, PANEL).contiguous()
-    return weight.reshape(panels, PANEL, k).permute(0, 2, 1).contiguous()
+        pairs = weight.reshape(-1, 2, PANEL // 2, k).permute(0, 3, 2, 1)
+        return pairs.reshape(*lead, panels, k, PANEL).contiguous()
+    return weight.reshape(*lead, panels, PANEL, k).transpose(-1, -2).contiguous()
 
 
 def unpack_linear(packed: torch.Tensor, out_features: int) -> torch.Tensor:

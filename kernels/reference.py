@@ -11,6 +11,7 @@ from pllm.kernels.quantization import dequantize, unpack_quantized
 __all__ = [
     "embedding",
     "filtered_probabilities",
+    "grouped_linear",
     "linear",
     "paged_attention",
     "quantized_embedding",
@@ -26,6 +27,17 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, out
     bias: float32 [N]. Returns float32 [..., N], N = out_features.
     """
     return torch.nn.functional.linear(x, unpack_linear(weight, out_features).float(), bias)
+
+
+def grouped_linear(x: torch.Tensor, weight: torch.Tensor, ends: torch.Tensor, out_features: int) -> torch.Tensor:
+    """Each row times the weight of its group, as the experts of a layer: x W_g^T in float32 arithmetic.
+
+    x: float32 [M, K], rows of a group together. weight: packed [G, ceil(N/32), K, 32], as `linear` has it. ends: int32
+    [G]: rows ends[g - 1] (0 for the first) to ends[g] are of group g; a group may have none, and the last end is M.
+    Returns float32 [M, N], N = out_features.
+    """
+    parts = torch.tensor_split(x, ends[:-1].long().cpu())
+    return torch.cat([linear(part, w, None, out_features) for part, w in zip(parts, weight, strict=True)])
 
 
 def embedding(ids: torch.Tensor, weight: torch.Tensor, num_embeddings: int) -> torch.Tensor:

@@ -46,6 +46,12 @@ OPERATORS: Mapping[str, Operator] = MappingProxyType(
                 cpu="pllm_linear",
             ),
             _operator(
+            _operator(
+                "packed_grouped_linear",
+                "grouped_linear",
+                "(Tensor x, Tensor weight, Tensor ends, int out_features) -> Tensor",
+                cpu="pllm_linear",
+            ),
                 "packed_embedding",
                 "embedding",
                 "(Tensor ids, Tensor weight, int num_embeddings) -> Tensor",

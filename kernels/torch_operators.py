@@ -68,3 +68,10 @@ _SHAPES: dict[str, Callable[..., torch.Tensor]] = {
     "packed_embedding": _packed_embedding,
     "paged_attention": _paged_attention,
 }
+def _packed_grouped_linear(
+    x: torch.Tensor, weight: torch.Tensor, ends: torch.Tensor, out_features: int
+) -> torch.Tensor:
+    return x.new_empty((x.shape[0], out_features))
+
+
+    "packed_grouped_linear": _packed_grouped_linear,

@@ -6,6 +6,7 @@ import torch
 
 from pllm.build.passes.drop_assertions import drop_assertions
 from pllm.build.passes.merge_linears import merge_linears
+from pllm.build.passes.pack_experts import pack_experts
 from pllm.build.passes.pack_linears import pack_linears
 from pllm.build.pipeline import Build
 from pllm.build.progress import StageProgress
@@ -13,7 +14,7 @@ from pllm.build.traced import Traced
 
 __all__ = ["PASSES", "apply_passes", "run_passes"]
 
-PASSES: tuple[Callable[[Traced, torch.dtype], str], ...] = (drop_assertions, merge_linears, pack_linears)
+PASSES: tuple[Callable[[Traced, torch.dtype], str], ...] = (drop_assertions, merge_linears, pack_linears, pack_experts)
 """Each edits the graph in place and says what it did; the dtype is that of stored linear weights."""
 
 _STORAGE = {"float32": torch.float32, "bf16": torch.bfloat16}
