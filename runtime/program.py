@@ -224,6 +224,8 @@ class Program:
         The result is a view of the program's own tensor, read-only, and keeps it alive. Raises PllmError for inputs
         that are not as the program's `info` says, and where an operator refuses; the engine is then unusable.
         """
+        if not self._container:
+            raise PllmError(f"program {self.info.name!r} is closed")
         self._check(inputs)
         torch, infos = self._torch, self.info.inputs
         handles = (ctypes.c_void_p * len(infos))()
@@ -319,8 +321,9 @@ class Program:
             self._call("UpdateUserManagedConstantBufferPairs", self._container, entries, count, False, True)
 
     def _check(self, inputs: Mapping[str, NDArray[Any]]) -> None:
-        if len(inputs) != len(self.info.inputs):
-            raise PllmError(f"program {self.info.name!r} takes {[info.name for info in self.info.inputs]}")
+        names = [info.name for info in self.info.inputs]
+        if inputs.keys() != set(names):
+            raise PllmError(f"program {self.info.name!r} takes {names}, not {list(inputs)}")
         bound: dict[str, int] = {}
         for info in self.info.inputs:
             self._check_input(info, inputs[info.name], bound)
