@@ -6,7 +6,7 @@ Sizes: T packed tokens of the step, B sequences, H query heads, Hkv key heads, D
 import torch
 
 from pllm.kernels.packing import unpack_linear
-from pllm.kernels.quantization import dequantize, unpack_quantized
+from pllm.kernels.quantization import dequantize, dequantize_int4, unpack_int4, unpack_quantized
 
 __all__ = [
     "embedding",
@@ -46,20 +46,23 @@ def embedding(ids: torch.Tensor, weight: torch.Tensor, num_embeddings: int) -> t
 
 
 def quantized_linear(
-    x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None
+    x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None, out_features: int
 ) -> torch.Tensor:
-    """x W^T + bias with int8 weights and activations that are rounded to int8 too, a row at a time.
+    """x W^T + bias with int8 or int4 weights and activations that are rounded to int8, a row at a time.
 
-    x: float32 [..., K]; each row is divided by its largest element's size / 127 and rounded to nearest even. weight:
-    packed uint8 [ceil(N/32), ceil(K/4), 32, 4] (`kernels/quantization.py`); scale: float32 [N]; bias: float32 [N].
-    Products are summed as whole numbers, then multiplied by both scales. A row that is not finite gives what is not.
-    Returns float32 [..., N].
+    x: float32 [..., K]; each row is divided by its largest element's size / 127 and rounded to nearest even. weight and
+    scale, packed as `kernels/quantization.py` has them: int8 with float32 [N], or int4 with bfloat16 [ceil(N/32),
+    groups, 32]. bias: float32 [N]. Products are summed as whole numbers (int4: in each group), then multiplied by both
+    scales. A row that is not finite gives what is not. Returns float32 [..., N], N = out_features.
     """
-    rounded = unpack_quantized(weight, scale.shape[0], x.shape[-1])
     largest = x.abs().amax(dim=-1, keepdim=True)
     steps = torch.where((largest > 0) & largest.isfinite(), 127 / largest, torch.zeros_like(largest))
-    sums = (x * steps).round().nan_to_num(0).double() @ rounded.double().T
-    y = sums.float() * (scale * (largest / 127))
+    whole = (x * steps).round().nan_to_num(0).double()
+    if scale.dtype == torch.float32:
+        sums = whole @ unpack_quantized(weight, out_features, x.shape[-1]).double().T
+        y = sums.float() * (scale * (largest / 127))
+    else:
+        y = (whole @ dequantize_int4(*unpack_int4(weight, scale, out_features)).double().T).float() * (largest / 127)
     return y if bias is None else y + bias
 
 

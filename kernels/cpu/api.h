@@ -11,7 +11,7 @@
 extern "C" {
 #endif
 
-enum { PLLM_ABI_VERSION = 2 };
+enum { PLLM_ABI_VERSION = 3 };
 enum { PLLM_OK = 0, PLLM_INVALID_ARGUMENT = 1, PLLM_OUT_OF_MEMORY = 2, PLLM_UNSUPPORTED_CPU = 3 };
 enum { PLLM_FLOAT32 = 0, PLLM_BFLOAT16 = 1 };
 enum { PLLM_ROW_OK = 0, PLLM_ROW_NOT_FINITE = 1 };  // a row's own status in argmax and sampling
@@ -34,10 +34,12 @@ PLLM_EXPORT int pllm_linear(const float* x, int64_t m, int64_t x_stride, const v
 PLLM_EXPORT int pllm_embedding(const int64_t* ids, int64_t tokens, const void* weight, int weight_dtype, int64_t n,
                                int64_t k, float* y, int64_t y_stride);
 
-// The same with int8 weights, rounded activations (a scale a row) and whole-number sums; W packed as kernels/packing.py:
-// pack_quantized, with a scale for each of its N outputs. At most 65,536 inputs.
-PLLM_EXPORT int pllm_quantized_linear(const float* x, int64_t m, int64_t x_stride, const uint8_t* weight, const float* scale,
-                                      int64_t n, int64_t k, const float* bias, float* y, int64_t y_stride);
+// The same with whole-number weights, activations rounded to int8 a row at a time, and whole-number sums; W packed as
+// kernels/quantization.py does. groups 0: int8 with a float32 scale for each of N outputs, at most 65,536 inputs. Else int4, in so
+// many groups of inputs, each of a multiple of 8, with bfloat16 scales [ceil(N/32)][groups][32].
+PLLM_EXPORT int pllm_quantized_linear(const float* x, int64_t m, int64_t x_stride, const uint8_t* weight, const void* scale,
+                                      int64_t groups, int64_t n, int64_t k, const float* bias, float* y, int64_t y_stride);
+// Rows of an int8 weight.
 PLLM_EXPORT int pllm_quantized_embedding(const int64_t* ids, int64_t tokens, const uint8_t* weight, const float* scale,
                                          int64_t n, int64_t k, float* y, int64_t y_stride);
 

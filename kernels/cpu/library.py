@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 __all__ = ["ABI_VERSION", "CpuLibrary", "OperatorError"]
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 _PANEL = 32
 _DTYPES = {np.dtype(np.float32): 0, np.dtype(np.uint16): 1}
 
@@ -49,7 +49,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "pllm_set_num_threads": (_INT,),
     "pllm_linear": (_pointer, _I64, _I64, _pointer, _INT, _I64, _I64, _pointer, _pointer, _I64),
     "pllm_embedding": (_pointer, _I64, _pointer, _INT, _I64, _I64, _pointer, _I64),
-    "pllm_quantized_linear": (_pointer, _I64, _I64, _pointer, _pointer, _I64, _I64, _pointer, _pointer, _I64),
+    "pllm_quantized_linear": (_pointer, _I64, _I64, _pointer, _pointer, _I64, _I64, _I64, _pointer, _pointer, _I64),
     "pllm_quantized_embedding": (_pointer, _I64, _pointer, _pointer, _I64, _I64, _pointer, _I64),
     "pllm_paged_attention": (ctypes.POINTER(_PagedAttention),),
     "pllm_copy_blocks": (_pointer, _I64, _I64, _pointer, _I64),
@@ -140,17 +140,21 @@ class CpuLibrary:
         )
         return out
 
-    def quantized_linear(
+    def quantized_linear(  # noqa: PLR0917 - the operator's own arguments, in its order
         self,
         x: NDArray[np.float32],
         weight: NDArray[np.uint8],
-        scale: NDArray[np.float32],
-        bias: NDArray[np.float32] | None = None,
+        scale: NDArray[Any],
+        bias: NDArray[np.float32] | None,
+        out_features: int,
         out: NDArray[np.float32] | None = None,
     ) -> NDArray[np.float32]:
-        """x [M, K] (rows may be strided) times a weight of `kernels/quantization.py`, scale [N], to [M, N]."""
-        (m, k), n = x.shape, len(scale)
-        _check_quantized(weight, n, k)
+        """x [M, K] (rows may be strided) times a weight of `kernels/quantization.py`, to [M, N].
+
+        int8 with a float32 scale, int4 with a bfloat16 one.
+        """
+        (m, k), n = x.shape, out_features
+        groups = _check_quantized(weight, scale, n, k)
         out = np.empty((m, n), np.float32) if out is None else out
         if bias is not None and bias.shape != (n,):
             raise OperatorError(f"a bias of {bias.shape} for {n} outputs")
@@ -158,7 +162,7 @@ class CpuLibrary:
             raise OperatorError(f"an output of {out.shape} for ({m}, {n})")
         self._call(
             "pllm_quantized_linear",
-            *(_rows(x, np.float32), m, _stride(x), weight.ctypes.data, _data(scale, np.float32), n, k),
+            *(_rows(x, np.float32), m, _stride(x), weight.ctypes.data, scale.ctypes.data, groups, n, k),
             *(None if bias is None else _data(bias, np.float32), _rows(out, np.float32), _stride(out)),
         )
         return out
@@ -166,8 +170,9 @@ class CpuLibrary:
     def quantized_embedding(
         self, ids: NDArray[np.int64], weight: NDArray[np.uint8], scale: NDArray[np.float32], dim: int
     ) -> NDArray[np.float32]:
-        """ids [T] -> rows [T, dim] of a quantised weight."""
-        _check_quantized(weight, len(scale), dim)
+        """ids [T] -> rows [T, dim] of an int8 weight."""
+        if _check_quantized(weight, scale, len(scale), dim):
+            raise OperatorError("look-ups are made in int8 weights only")
         out = np.empty((len(ids), dim), np.float32)
         self._call(
             "pllm_quantized_embedding",
@@ -317,9 +322,16 @@ def _check_packed(weight: NDArray[Any], out_features: int, in_features: int) -> 
         )
 
 
-def _check_quantized(weight: NDArray[np.uint8], out_features: int, in_features: int) -> None:
-    expected = (-(-out_features // _PANEL), -(-in_features // 4), _PANEL, 4)
-    if weight.shape != expected or weight.dtype != np.uint8 or not weight.flags.c_contiguous:
+def _check_quantized(weight: NDArray[np.uint8], scale: NDArray[Any], out_features: int, in_features: int) -> int:
+    """The number of groups of an int4 weight's scales; 0 for int8."""
+    panels, is_int8 = -(-out_features // _PANEL), scale.dtype == np.float32
+    groups = 0 if is_int8 or scale.ndim != 3 else scale.shape[1]
+    expected = (panels, -(-in_features // (4 if is_int8 else 8)), _PANEL, 4)
+    scales = (out_features,) if is_int8 else (panels, groups, _PANEL)
+    fits = weight.shape == expected and weight.dtype == np.uint8 and weight.flags.c_contiguous
+    if not fits or scale.shape != scales or scale.dtype not in _DTYPES or not scale.flags.c_contiguous:
         raise OperatorError(
-            f"a quantised weight of {weight.shape} {weight.dtype} where contiguous uint8 {expected} is wanted"
+            f"a quantised weight of {weight.shape} {weight.dtype}, scale {scale.shape} {scale.dtype}, where contiguous "
+            f"uint8 {expected} and {scales} are wanted"
         )
+    return groups

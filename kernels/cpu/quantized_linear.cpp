@@ -1,12 +1,12 @@
-// y = x W^T + b with int8 weights, one scale an output, and activations rounded to int8 a row at a time; and the gather of its
-// rows.
+// y = x W^T + b with int8 or int4 weights, and activations rounded to int8 a row at a time; and the gather of rows.
 //
-// Sums are whole numbers, so a row's result has the same bits alone, in any batch, on any number of threads and on either
-// instruction set. Weights are stored with 128 added (vpdpbusd multiplies unsigned by signed bytes); every accumulator begins
-// at what that adds, -128 times the sum of the row.
+// Sums are whole numbers, and what follows is done in one order, so a row's result has the same bits alone, in any batch, on any
+// number of threads and on either instruction set. Weights are stored without a sign, with 128 or 8 added (vpdpbusd multiplies
+// unsigned by signed bytes); every accumulator begins at what that adds, less.
 //
-// Weight: uint8 [ceil(N/32)][ceil(K/4)][32][4], as kernels/packing.py makes it. x, once rounded: tiles of rows, each
-// [ceil(K/4)][rows][4].
+// int8: uint8 [ceil(N/32)][K/4][32][4], a scale an output. int4: uint8 [ceil(N/32)][K/8][32][4], the low half of a byte for one
+// step of four k and the high half for the next, and for each group of k a scale an output, bfloat16 [ceil(N/32)][groups][32].
+// Both as kernels/quantization.py makes them. x, once rounded: tiles of rows, each [K/4][rows][4].
 #include <string.h>
 
 #include "kernels.h"
@@ -19,7 +19,6 @@ namespace {
 
 constexpr int64_t kPanel = 32, kQuad = 4;
 constexpr int64_t kLine = kPanel * kQuad;            // bytes of a panel for one step of four k
-constexpr int64_t kTileRows = kLanes == 16 ? 12 : 4;  // rows of a tile: as many as leave room for the weights in the registers
 constexpr int64_t kBlockBytes = 512 << 10;           // of rounded x that panels are multiplied with before the next: stays in L2
 constexpr int64_t kDirectBytes = 64 << 10, kBlockedBytes = 256 << 10;  // of weight, in a piece of the loop
 constexpr int64_t kPiecesEach = 8;                   // at least, for each thread, so that all end together
@@ -30,14 +29,14 @@ PLLM_INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 PLLM_INLINE int64_t split(int64_t total, int64_t part, int64_t parts) { return total * part / parts; }
 
 struct Problem {
-  const int8_t* x;      // tiles of rounded rows
+  const int8_t* x;       // tiles of rounded rows
   const float* x_scale;  // [m]
-  const int32_t* start;  // [m]: -128 times the sum of the row
+  const int32_t* start;  // what the accumulators of a tile's rows begin at: tiles of [groups][rows]
   const uint8_t* weight;
-  const float* scale;  // [n]
-  const float* bias;   // [n] or null
+  const void* scale;  // int8: float [n]; int4: bfloat16
+  const float* bias;  // [n] or null
   float* y;
-  int64_t m, n, quads, y_stride, tiles;
+  int64_t m, n, quads, groups, y_stride, tiles;
 };
 
 #if defined(__AVX512F__)
@@ -50,6 +49,9 @@ PLLM_INLINE vi multiply_add(vi sum, vi w, vi x) {
   asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(w), "v"(x));
   return sum;
 }
+PLLM_INLINE vi multiply_add_int8(vi sum, vi w, vi x) { return multiply_add(sum, w, x); }
+PLLM_INLINE vi low_halves(vi a) { return _mm512_and_si512(a, _mm512_set1_epi8(15)); }
+PLLM_INLINE vi high_halves(vi a) { return low_halves(_mm512_srli_epi16(a, 4)); }
 PLLM_INLINE vf to_float(vi a) { return _mm512_cvtepi32_ps(a); }
 PLLM_INLINE void store_rounded(int8_t* p, vf a) { _mm_storeu_si128((__m128i*)p, _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(a))); }
 PLLM_INLINE vf absolute(vf a) { return _mm512_abs_ps(a); }
@@ -59,13 +61,17 @@ PLLM_INLINE vf absolute(vf a) { return _mm512_abs_ps(a); }
 typedef __m256i vi;
 PLLM_INLINE vi load_weights(const uint8_t* p) { return _mm256_loadu_si256((const __m256i*)p); }
 PLLM_INLINE vi set_all(int32_t a) { return _mm256_set1_epi32(a); }
-// maddubs adds pairs of products in 16 bits. With |w| and x with w's sign they are 2 * 128 * 127 at most, just within, where w and
-// x themselves would overflow: so w is taken as it was, less the 128, and its share of `start` is given back.
+// maddubs adds pairs of products in 16 bits: enough for int4.
 PLLM_INLINE vi multiply_add(vi sum, vi w, vi x) {
-  const vi plain = _mm256_xor_si256(w, _mm256_set1_epi8((char)0x80));
-  const vi pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(plain), _mm256_sign_epi8(x, plain));
-  return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+  return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(w, x), _mm256_set1_epi16(1)));
 }
+// Of int8, |w| and x with w's sign make 2 * 128 * 127 at most, just within, where w with its 128 and x would overflow.
+PLLM_INLINE vi multiply_add_int8(vi sum, vi w, vi x) {
+  const vi plain = _mm256_xor_si256(w, _mm256_set1_epi8((char)0x80));
+  return multiply_add(sum, _mm256_abs_epi8(plain), _mm256_sign_epi8(x, plain));
+}
+PLLM_INLINE vi low_halves(vi a) { return _mm256_and_si256(a, _mm256_set1_epi8(15)); }
+PLLM_INLINE vi high_halves(vi a) { return low_halves(_mm256_srli_epi16(a, 4)); }
 PLLM_INLINE vf to_float(vi a) { return _mm256_cvtepi32_ps(a); }
 PLLM_INLINE void store_rounded(int8_t* p, vf a) {
   const vi whole = _mm256_cvtps_epi32(a);
@@ -76,52 +82,110 @@ PLLM_INLINE vf absolute(vf a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a
 
 #endif
 
-constexpr bool kBiased = kLanes == 16;  // whether weights are multiplied with their 128 on top
+constexpr int V = 2, kPasses = (int)kPanel / (V * kLanes);  // vectors of outputs at a time, and how often for a panel
 
-// R rows times V vectors of outputs, over all of K. PREFETCH: the weight comes from memory.
-template <int R, bool PREFETCH>
-void tile(const Problem& p, const int8_t* x, const uint8_t* panel, int64_t row, int64_t column) {
-  constexpr int V = 2, kGroups = (int)kPanel / (V * kLanes);
-  for (int g = 0; g < kGroups; g++) {
-    vi sum[R][V];
-    PLLM_UNROLL for (int r = 0; r < R; r++) PLLM_UNROLL for (int v = 0; v < V; v++)
-        sum[r][v] = set_all(kBiased ? p.start[row + r] : 0);
-    const uint8_t* w = panel + g * V * kLanes * kQuad;
-    const int8_t* at = x;
-    for (int64_t q = 0; q < p.quads; q++, w += kLine, at += R * kQuad) {
-      if (PREFETCH && g == 0) {
-        _mm_prefetch((const char*)w + kAhead, _MM_HINT_T0);
-        _mm_prefetch((const char*)w + kAhead + 64, _MM_HINT_T0);
-      }
-      vi weights[V];
-      PLLM_UNROLL for (int v = 0; v < V; v++) weights[v] = load_weights(w + v * kLanes * kQuad);
-      PLLM_UNROLL for (int r = 0; r < R; r++) {
-        int32_t quad;
-        memcpy(&quad, at + r * kQuad, sizeof quad);
-        const vi all = set_all(quad);
-        PLLM_UNROLL for (int v = 0; v < V; v++) sum[r][v] = multiply_add(sum[r][v], weights[v], all);
-      }
-    }
-    PLLM_UNROLL for (int v = 0; v < V; v++) {
-      const int64_t first = column + (g * V + v) * kLanes, left = p.n - first;
-      const vf scale = load_first(p.scale + first, left), bias = p.bias ? load_first(p.bias + first, left) : zero();
-      PLLM_UNROLL for (int r = 0; r < R; r++)
-          store_first(p.y + (row + r) * p.y_stride + first, fmadd(to_float(sum[r][v]), mul(scale, set1(p.x_scale[row + r])), bias), left);
-    }
-  }
+PLLM_INLINE vi quad_of(const int8_t* x) {
+  int32_t quad;
+  memcpy(&quad, x, sizeof quad);
+  return set_all(quad);
 }
 
 template <bool PREFETCH>
-void tile_of(int64_t rows, const Problem& p, const int8_t* x, const uint8_t* panel, int64_t row, int64_t column) {
+PLLM_INLINE void prefetch_line(const uint8_t* w, int pass) {
+  if (!PREFETCH || pass) return;
+  _mm_prefetch((const char*)w + kAhead, _MM_HINT_T0);
+  _mm_prefetch((const char*)w + kAhead + 64, _MM_HINT_T0);
+}
+
+struct Int8 {
+  static constexpr int kTileRows = kLanes == 16 ? 12 : 4;  // as many as leave room for the weights in the registers
+  static constexpr int kOffset = kLanes == 16 ? 128 : 0;   // that weights are multiplied with on top of them
+  static int64_t panel_bytes(const Problem& p) { return p.quads * kLine; }
+
+  // R rows of a tile times a panel. PREFETCH: the weight comes from memory.
+  template <int R, bool PREFETCH>
+  static void tile(const Problem& p, const int8_t* x, const int32_t* start, const uint8_t* panel, int64_t row, int64_t column) {
+    for (int pass = 0; pass < kPasses; pass++) {
+      vi sum[R][V];
+      PLLM_UNROLL for (int r = 0; r < R; r++) PLLM_UNROLL for (int v = 0; v < V; v++) sum[r][v] = set_all(start[r]);
+      const uint8_t* w = panel + pass * V * kLanes * kQuad;
+      const int8_t* at = x;
+      for (int64_t q = 0; q < p.quads; q++, w += kLine, at += R * kQuad) {
+        prefetch_line<PREFETCH>(w, pass);
+        vi weights[V];
+        PLLM_UNROLL for (int v = 0; v < V; v++) weights[v] = load_weights(w + v * kLanes * kQuad);
+        PLLM_UNROLL for (int r = 0; r < R; r++) {
+          const vi quad = quad_of(at + r * kQuad);
+          PLLM_UNROLL for (int v = 0; v < V; v++) sum[r][v] = multiply_add_int8(sum[r][v], weights[v], quad);
+        }
+      }
+      PLLM_UNROLL for (int v = 0; v < V; v++) {
+        const int64_t first = column + (pass * V + v) * kLanes, left = p.n - first;
+        const vf scale = load_first((const float*)p.scale + first, left);
+        const vf bias = p.bias ? load_first(p.bias + first, left) : zero();
+        PLLM_UNROLL for (int r = 0; r < R; r++)
+            store_first(p.y + (row + r) * p.y_stride + first, fmadd(to_float(sum[r][v]), mul(scale, set1(p.x_scale[row + r])), bias), left);
+      }
+    }
+  }
+};
+
+struct Int4 {
+  static constexpr int kTileRows = kLanes == 16 ? 6 : 2;  // two sums for each output: of the group, and of all
+  static constexpr int kOffset = 8;
+  static int64_t panel_bytes(const Problem& p) { return p.quads / 2 * kLine; }
+
+  template <int R, bool PREFETCH>
+  static void tile(const Problem& p, const int8_t* x, const int32_t* start, const uint8_t* panel, int64_t row, int64_t column) {
+    const int64_t lines = p.quads / 2 / p.groups;
+    const uint16_t* scales = (const uint16_t*)p.scale + column * p.groups;
+    for (int pass = 0; pass < kPasses; pass++) {
+      vf total[R][V];
+      PLLM_UNROLL for (int r = 0; r < R; r++) PLLM_UNROLL for (int v = 0; v < V; v++) total[r][v] = zero();
+      const uint8_t* w = panel + pass * V * kLanes * kQuad;
+      const int8_t* at = x;
+      for (int64_t g = 0; g < p.groups; g++) {
+        vi sum[R][V];
+        PLLM_UNROLL for (int r = 0; r < R; r++) PLLM_UNROLL for (int v = 0; v < V; v++) sum[r][v] = set_all(start[g * R + r]);
+        for (int64_t l = 0; l < lines; l++, w += kLine, at += 2 * R * kQuad) {
+          prefetch_line<PREFETCH>(w, pass);
+          vi low[V], high[V];
+          PLLM_UNROLL for (int v = 0; v < V; v++) {
+            const vi both = load_weights(w + v * kLanes * kQuad);
+            low[v] = low_halves(both);
+            high[v] = high_halves(both);
+          }
+          PLLM_UNROLL for (int r = 0; r < R; r++) {
+            const vi first = quad_of(at + r * kQuad), second = quad_of(at + (R + r) * kQuad);
+            PLLM_UNROLL for (int v = 0; v < V; v++) sum[r][v] = multiply_add(multiply_add(sum[r][v], low[v], first), high[v], second);
+          }
+        }
+        PLLM_UNROLL for (int v = 0; v < V; v++) {
+          const vf scale = load(scales + g * kPanel + (pass * V + v) * kLanes);
+          PLLM_UNROLL for (int r = 0; r < R; r++) total[r][v] = fmadd(to_float(sum[r][v]), scale, total[r][v]);
+        }
+      }
+      PLLM_UNROLL for (int v = 0; v < V; v++) {
+        const int64_t first = column + (pass * V + v) * kLanes, left = p.n - first;
+        const vf bias = p.bias ? load_first(p.bias + first, left) : zero();
+        PLLM_UNROLL for (int r = 0; r < R; r++)
+            store_first(p.y + (row + r) * p.y_stride + first, fmadd(total[r][v], set1(p.x_scale[row + r]), bias), left);
+      }
+    }
+  }
+};
+
+template <class Format, bool PREFETCH>
+void tile_of(int64_t rows, const Problem& p, const int8_t* x, const int32_t* start, const uint8_t* panel, int64_t row, int64_t column) {
   switch (rows) {
 #define PLLM_ROWS(R) \
   case R:            \
-    return tile<R, PREFETCH>(p, x, panel, row, column);
+    if constexpr (R <= Format::kTileRows) Format::template tile<R, PREFETCH>(p, x, start, panel, row, column); \
+    return;
     PLLM_ROWS(1)
     PLLM_ROWS(2)
     PLLM_ROWS(3)
     PLLM_ROWS(4)
-#if defined(__AVX512F__)
     PLLM_ROWS(5)
     PLLM_ROWS(6)
     PLLM_ROWS(7)
@@ -130,60 +194,56 @@ void tile_of(int64_t rows, const Problem& p, const int8_t* x, const uint8_t* pan
     PLLM_ROWS(10)
     PLLM_ROWS(11)
     PLLM_ROWS(12)
-#endif
 #undef PLLM_ROWS
   }
 }
 
 // One row, rounded to 127 steps either way of its largest element, into its place in a tile. A row with NaN or infinity in it
 // has NaN or infinity for its scale, and so for its results.
-void round_row(const float* x, int64_t k, int64_t quads, int64_t rows, int8_t* to, float* scale, int32_t* start) {
+void round_row(const float* x, int64_t k, int offset, const Problem& p, int64_t rows, int8_t* to, float* scale, int32_t* start) {
   vf top = zero();
   bool nan = false;
-  int64_t i = 0;
-  for (; i + kLanes <= k; i += kLanes) {
-    const vf a = load(x + i);
-    nan |= any_nan(a);
-    top = max(top, absolute(a));
-  }
-  if (i < k) {
+  for (int64_t i = 0; i < k; i += kLanes) {
     const vf a = load_first(x + i, k - i);
     nan |= any_nan(a);
     top = max(top, absolute(a));
   }
-  const float largest = reduce_max(top), step = nan ? NAN : largest / 127.0f;
-  const float steps = largest > 0 && largest < INFINITY ? 127.0f / largest : 0.0f;
-  *scale = step;
+  const float largest = reduce_max(top);
+  const vf steps = set1(largest > 0 && largest < INFINITY ? 127.0f / largest : 0.0f);
+  *scale = nan ? NAN : largest / 127.0f;
+  const int64_t padded = p.quads * kQuad, group = padded / p.groups;
   int32_t sum = 0;
   int8_t rounded[kLanes];
-  for (i = 0; i < quads * kQuad; i += kLanes) {
-    store_rounded(rounded, mul(i + kLanes <= k ? load(x + i) : load_first(x + i, k - i), set1(steps)));
-    const int64_t here = least(kLanes, quads * kQuad - i);
-    for (int64_t j = 0; j < here; j += kQuad) memcpy(to + (i + j) * rows, rounded + j, kQuad);
-    for (int64_t j = 0; j < kLanes; j++) sum += rounded[j];
+  for (int64_t i = 0; i < padded; i += kLanes) {
+    store_rounded(rounded, mul(load_first(x + i, k - i), steps));
+    for (int64_t j = 0; j < kLanes && i + j < padded; j += kQuad) {
+      memcpy(to + (i + j) * rows, rounded + j, kQuad);
+      sum += rounded[j] + rounded[j + 1] + rounded[j + 2] + rounded[j + 3];
+      if ((i + j + kQuad) % group) continue;
+      start[(i + j) / group * rows] = -offset * sum;
+      sum = 0;
+    }
   }
-  *start = -128 * sum;
 }
 
-}  // namespace
-
-int quantized_linear(const float* x, int64_t m, int64_t x_stride, const uint8_t* weight, const float* scale, int64_t n, int64_t k,
-                     const float* bias, float* y, int64_t y_stride) {
-  const int64_t quads = (k + kQuad - 1) / kQuad, panels = (n + kPanel - 1) / kPanel, panel_bytes = quads * kLine;
-  int8_t* rounded = (int8_t*)scratch(kScratchInput, (size_t)(m * (quads * kQuad + 8)));
+template <class Format>
+int product(const float* x, int64_t m, int64_t x_stride, int64_t k, Problem p) {
+  const int64_t panels = (p.n + kPanel - 1) / kPanel, padded = p.quads * kQuad, panel_bytes = Format::panel_bytes(p);
+  int8_t* rounded = (int8_t*)scratch(kScratchInput, (size_t)(m * (padded + 4 + 4 * p.groups)));
   if (!rounded) return PLLM_OUT_OF_MEMORY;
-  float* x_scale = (float*)(rounded + m * quads * kQuad);
+  float* x_scale = (float*)(rounded + m * padded);
   int32_t* start = (int32_t*)(x_scale + m);
-  const Problem p = {rounded, x_scale, start, weight, scale, bias, y, m, n, quads, y_stride, (m + kTileRows - 1) / kTileRows};
-  const bool alone = m * n * k <= 65536;
+  p.x = rounded, p.x_scale = x_scale, p.start = start, p.m = m;
+  p.tiles = (m + Format::kTileRows - 1) / Format::kTileRows;
+  const bool alone = m * p.n * k <= 65536;
   loop(p.tiles, 1, alone || m * k <= 65536, [&](int, int64_t t, int64_t) {
     const int64_t row = split(m, t, p.tiles), rows = split(m, t + 1, p.tiles) - row;
     for (int64_t r = 0; r < rows; r++)
-      round_row(x + (row + r) * x_stride, k, quads, rows, rounded + row * quads * kQuad + r * kQuad, x_scale + row + r, start + row + r);
+      round_row(x + (row + r) * x_stride, k, Format::kOffset, p, rows, rounded + row * padded + r * kQuad, x_scale + row + r,
+                start + row * p.groups + r);
   });
   // Pieces: runs of panels, long enough to be read as a stream; times groups of rows where there are few panels.
-  const bool direct = p.tiles == 1;
-  int64_t run_length = most(1, (direct ? kDirectBytes : kBlockedBytes) / panel_bytes);
+  int64_t run_length = most(1, (p.tiles <= 2 ? kDirectBytes : kBlockedBytes) / panel_bytes);
   while (run_length > 1 && panels < run_length * kPiecesEach * num_threads()) run_length /= 2;
   const int64_t runs = (panels + run_length - 1) / run_length;
   int64_t across = 1;
@@ -191,22 +251,28 @@ int quantized_linear(const float* x, int64_t m, int64_t x_stride, const uint8_t*
   loop(runs * across, 1, alone, [&](int, int64_t piece, int64_t) {
     const int64_t panel0 = piece / across * run_length, panel1 = least(panels, panel0 + run_length);
     const int64_t tile0 = split(p.tiles, piece % across, across), tile1 = split(p.tiles, piece % across + 1, across);
-    const int64_t step = most(1, kBlockBytes / (kTileRows * quads * kQuad));
+    const int64_t step = most(1, kBlockBytes / (Format::kTileRows * padded));
     for (int64_t t0 = tile0; t0 < tile1; t0 += step) {
       for (int64_t panel = panel0; panel < panel1; panel++) {
         for (int64_t t = t0; t < least(tile1, t0 + step); t++) {
           const int64_t row = split(m, t, p.tiles), rows = split(m, t + 1, p.tiles) - row;
-          const int8_t* tile_x = rounded + row * quads * kQuad;
-          const uint8_t* w = weight + panel * panel_bytes;
-          if (t == t0)
-            tile_of<true>(rows, p, tile_x, w, row, panel * kPanel);
-          else
-            tile_of<false>(rows, p, tile_x, w, row, panel * kPanel);
+          const auto multiply = t == t0 ? tile_of<Format, true> : tile_of<Format, false>;
+          multiply(rows, p, rounded + row * padded, start + row * p.groups, p.weight + panel * panel_bytes, row, panel * kPanel);
         }
       }
     }
   });
   return PLLM_OK;
+}
+
+}  // namespace
+
+int quantized_linear(const float* x, int64_t m, int64_t x_stride, const uint8_t* weight, const void* scale, int64_t groups,
+                     int64_t n, int64_t k, const float* bias, float* y, int64_t y_stride) {
+  Problem p = {};
+  p.weight = weight, p.scale = scale, p.bias = bias, p.y = y;
+  p.n = n, p.quads = (k + kQuad - 1) / kQuad, p.groups = groups ? groups : 1, p.y_stride = y_stride;
+  return groups ? product<Int4>(x, m, x_stride, k, p) : product<Int8>(x, m, x_stride, k, p);
 }
 
 void quantized_embedding(const int64_t* ids, int64_t tokens, const uint8_t* weight, const float* scale, int64_t k, float* y,

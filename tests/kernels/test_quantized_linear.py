@@ -1,4 +1,4 @@
-"""int8 weights: rounding, the packed layout, and the product against its specification, on fresh random inputs."""
+"""int8 and int4 weights: rounding, the packed layouts, and the product against its specification, on random inputs."""
 
 import numpy as np
 import pytest
@@ -10,9 +10,15 @@ from pllm.kernels import reference
 from pllm.kernels.cpu.library import CpuLibrary, OperatorError
 from pllm.kernels.quantization import (
     dequantize,
+    dequantize_int4,
+    int4_shape,
+    pack_int4,
+    pack_int4_scale,
     pack_quantized,
+    quantize_int4,
     quantize_int8,
     quantized_shape,
+    unpack_int4,
     unpack_quantized,
 )
 
@@ -45,8 +51,8 @@ def test_the_product_is_its_specification(library: CpuLibrary, m: int, n: int, k
     x = torch.randn(m, k) * torch.logspace(-3, 3, m)[:, None]
     rounded, scale = quantize_int8(torch.randn(n, k))
     packed, bias = pack_quantized(rounded), torch.randn(n) if has_bias else None
-    y = library.quantized_linear(x.numpy(), packed.numpy(), scale.numpy(), None if bias is None else bias.numpy())
-    expected = reference.quantized_linear(x, packed, scale, bias)
+    y = library.quantized_linear(x.numpy(), packed.numpy(), scale.numpy(), None if bias is None else bias.numpy(), n)
+    expected = reference.quantized_linear(x, packed, scale, bias, n)
     # The sums are whole numbers and equal; three roundings of float32 follow.
     bound = 4e-7 * ((expected - (bias if has_bias else 0)).abs() + expected.abs()) + 1e-30
     assert torch.all((torch.from_numpy(y) - expected).abs() <= bound)
@@ -56,8 +62,8 @@ def test_strided_rows_and_what_lies_beside_the_output(library: CpuLibrary) -> No
     wide, out = np.random.default_rng().standard_normal((9, 80), np.float32), np.full((9, 90), 7, np.float32)
     rounded, scale = quantize_int8(torch.randn(45, 37))
     packed = pack_quantized(rounded).numpy()
-    library.quantized_linear(wide[:, 3:40], packed, scale.numpy(), None, out[:, :45])
-    alone = library.quantized_linear(np.ascontiguousarray(wide[:, 3:40]), packed, scale.numpy())
+    library.quantized_linear(wide[:, 3:40], packed, scale.numpy(), None, 45, out[:, :45])
+    alone = library.quantized_linear(np.ascontiguousarray(wide[:, 3:40]), packed, scale.numpy(), None, 45)
     assert np.array_equal(out[:, :45], alone)
     assert np.all(out[:, 45:] == 7)
 
@@ -68,11 +74,11 @@ def test_a_row_has_the_same_bits_in_any_batch(built_libraries: list[CpuLibrary],
     x = np.random.default_rng(seed).standard_normal((m, 70), np.float32)
     rounded, scale = quantize_int8(torch.randn(130, 70))
     packed = pack_quantized(rounded).numpy()
-    results = [library.quantized_linear(x, packed, scale.numpy()) for library in built_libraries]
+    results = [library.quantized_linear(x, packed, scale.numpy(), None, 130) for library in built_libraries]
     assert all(np.array_equal(result, results[0]) for result in results)
     for row in range(m):
         assert np.array_equal(
-            built_libraries[0].quantized_linear(x[row : row + 1], packed, scale.numpy())[0], results[0][row]
+            built_libraries[0].quantized_linear(x[row : row + 1], packed, scale.numpy(), None, 130)[0], results[0][row]
         )
 
 
@@ -81,9 +87,9 @@ def test_a_row_that_is_not_finite_spoils_no_other(library: CpuLibrary, value: fl
     x = np.random.default_rng().standard_normal((6, 50), np.float32)
     rounded, scale = quantize_int8(torch.randn(40, 50))
     packed = pack_quantized(rounded).numpy()
-    right = library.quantized_linear(x, packed, scale.numpy())
+    right = library.quantized_linear(x, packed, scale.numpy(), None, 40)
     x[2, 17] = value
-    y = library.quantized_linear(x, packed, scale.numpy())
+    y = library.quantized_linear(x, packed, scale.numpy(), None, 40)
     assert not np.isfinite(y[2]).any()
     others = np.arange(6) != 2
     assert np.array_equal(y[others], right[others])
@@ -92,7 +98,9 @@ def test_a_row_that_is_not_finite_spoils_no_other(library: CpuLibrary, value: fl
 def test_a_row_of_zeros_gives_the_bias(library: CpuLibrary) -> None:
     rounded, scale = quantize_int8(torch.randn(40, 50))
     bias = torch.randn(40).numpy()
-    y = library.quantized_linear(np.zeros((2, 50), np.float32), pack_quantized(rounded).numpy(), scale.numpy(), bias)
+    y = library.quantized_linear(
+        np.zeros((2, 50), np.float32), pack_quantized(rounded).numpy(), scale.numpy(), bias, 40
+    )
     assert np.array_equal(y, np.stack([bias, bias]))
 
 
@@ -110,9 +118,79 @@ def test_wrong_arguments_are_refused(library: CpuLibrary) -> None:
     rounded, scale = quantize_int8(torch.randn(40, 50))
     packed, x = pack_quantized(rounded).numpy(), np.zeros((2, 50), np.float32)
     with pytest.raises(OperatorError, match="a quantised weight of"):
-        library.quantized_linear(x[:, :40], packed, scale.numpy())
+        library.quantized_linear(x[:, :40], packed, scale.numpy(), None, 40)
     with pytest.raises(OperatorError, match="a bias of"):
-        library.quantized_linear(x, packed, scale.numpy(), np.zeros(3, np.float32))
+        library.quantized_linear(x, packed, scale.numpy(), np.zeros(3, np.float32), 40)
     big = np.zeros((2, 16386, 32, 4), np.uint8)
     with pytest.raises(OperatorError, match="1 to 65,536 inputs"):
-        library.quantized_linear(np.zeros((1, 65541), np.float32), big, np.ones(40, np.float32))
+        library.quantized_linear(np.zeros((1, 65541), np.float32), big, np.ones(40, np.float32), None, 40)
+
+
+@given(st.integers(1, 70), st.integers(1, 6), st.sampled_from([8, 16, 32, 64]))
+@settings(max_examples=60, deadline=None)
+def test_packing_of_int4_is_undone(n: int, groups: int, group: int) -> None:
+    rounded = torch.randint(-8, 8, (n, groups * group), dtype=torch.int8)
+    scale = torch.rand(n, groups).to(torch.bfloat16)
+    packed = pack_int4(rounded)
+    assert packed.shape == int4_shape(n, groups * group)
+    again, scale_again = unpack_int4(packed, pack_int4_scale(scale), n)
+    assert torch.equal(again, rounded)
+    assert torch.equal(scale_again, scale)
+
+
+def test_int4_chooses_scales_no_worse_than_the_plain_one() -> None:
+    weight = torch.randn(50, 256)
+    weight[3, 32:64] = 0
+    rounded, scale = quantize_int4(weight, 32)
+    assert int(rounded.min()) >= -8
+    assert int(rounded.max()) <= 7
+    plain = (weight.unflatten(1, (-1, 32)).abs().amax(2) / 7).to(torch.bfloat16).clamp(min=1e-9)
+    whole = (weight.unflatten(1, (-1, 32)) / plain.float()[:, :, None]).round().clamp(-8, 7).flatten(1)
+    error = (dequantize_int4(rounded, scale) - weight).square().unflatten(1, (-1, 32)).sum(2)
+    plain_error = (dequantize_int4(whole, plain) - weight).square().unflatten(1, (-1, 32)).sum(2)
+    assert torch.all(error <= plain_error)
+    assert float(error.sum()) < 0.95 * float(plain_error.sum())
+    assert not rounded[3, 32:64].any()
+
+
+@pytest.mark.parametrize("has_bias", [False, True])
+@pytest.mark.parametrize("group", [32, 64])
+@pytest.mark.parametrize(
+    ("m", "n", "groups"), [(1, 5, 1), (3, 32, 2), (7, 100, 3), (13, 64, 1), (30, 97, 4), (2, 4096, 2)]
+)
+def test_the_int4_product_is_its_specification(
+    built_libraries: list[CpuLibrary], m: int, n: int, groups: int, group: int, has_bias: bool
+) -> None:
+    x = torch.randn(m, groups * group)
+    rounded, scale = quantize_int4(torch.randn(n, groups * group), group)
+    packed, scales, bias = pack_int4(rounded), pack_int4_scale(scale), torch.randn(n) if has_bias else None
+    narrow = scales.view(torch.int16).numpy().view(np.uint16)
+    results = [
+        library.quantized_linear(x.numpy(), packed.numpy(), narrow, None if bias is None else bias.numpy(), n)
+        for library in built_libraries
+    ]
+    assert all(np.array_equal(result, results[0]) for result in results)
+    for row in range(m):
+        alone = built_libraries[0].quantized_linear(
+            x[row : row + 1].numpy(), packed.numpy(), narrow, None if bias is None else bias.numpy(), n
+        )
+        assert np.array_equal(alone[0], results[0][row])
+    expected = reference.quantized_linear(x, packed, scales, bias, n)
+    # Whole sums in a group, then as many roundings as there are groups, of terms no larger than their sizes' sum.
+    sizes = x.abs() @ dequantize_int4(rounded, scale).abs().T
+    bound = (groups + 3) * 1.2e-7 * (sizes + expected.abs()) + 1e-30
+    assert torch.all((torch.from_numpy(results[0]) - expected).abs() <= bound)
+
+
+def test_wrong_int4_weights_are_refused(library: CpuLibrary) -> None:
+    rounded, scale = quantize_int4(torch.randn(40, 64), 32)
+    packed = pack_int4(rounded).numpy()
+    narrow = pack_int4_scale(scale).view(torch.int16).numpy().view(np.uint16)
+    with pytest.raises(OperatorError, match="a quantised weight of"):
+        library.quantized_linear(np.zeros((1, 72), np.float32), packed, narrow, None, 40)
+    with pytest.raises(OperatorError, match="64 inputs in 3 groups: each must have a multiple of 8"):
+        library.quantized_linear(np.zeros((1, 64), np.float32), packed, np.zeros((2, 3, 32), np.uint16), None, 40)
+    with pytest.raises(OperatorError, match="int8 weights only"):
+        library.quantized_embedding(
+            np.array([0]), np.zeros((1, 8, 32, 4), np.uint8), np.zeros((1, 2, 32), np.uint16), 64
+        )
