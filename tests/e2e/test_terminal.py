@@ -20,19 +20,20 @@ class Terminal:
             [sys.executable, "-m", "pllm", *command], stdin=inside, stdout=inside, stderr=inside, start_new_session=True
         )
         os.close(inside)
+        self._unread = b""
 
     def type(self, text: str) -> None:
         os.write(self._screen, text.encode())
 
     def read_until(self, text: str, seconds: float = 30) -> str:
-        """What is shown, up to and including ``text``."""
-        shown = b""
+        """What is shown from where the last call ended, up to and including ``text``."""
         deadline = time.monotonic() + seconds
-        while text.encode() not in shown:
+        while text.encode() not in self._unread:
             ready, _, _ = select.select([self._screen], [], [], max(0, deadline - time.monotonic()))
-            assert ready, f"{text!r} does not come; shown so far: {shown.decode()}"
-            shown += os.read(self._screen, 4096)
-        return shown.decode()
+            assert ready, f"{text!r} does not come; shown so far: {self._unread.decode()}"
+            self._unread += os.read(self._screen, 4096)
+        before, _, self._unread = self._unread.partition(text.encode())
+        return before.decode() + text
 
     def wait(self) -> int:
         code = self._process.wait(30)
