@@ -6,6 +6,7 @@ import select
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from .test_quickstart import ANSWER
@@ -31,7 +32,10 @@ class Terminal:
         while text.encode() not in self._unread:
             ready, _, _ = select.select([self._screen], [], [], max(0, deadline - time.monotonic()))
             assert ready, f"{text!r} does not come; shown so far: {self._unread.decode()}"
-            self._unread += os.read(self._screen, 4096)
+            with suppress(OSError):  # EIO: the command has ended
+                self._unread += os.read(self._screen, 4096)
+                continue
+            raise AssertionError(f"it ended before {text!r} came; shown so far: {self._unread.decode()}")
         before, _, self._unread = self._unread.partition(text.encode())
         return before.decode() + text
 
