@@ -9,14 +9,28 @@ from pllm.kernels.packing import unpack_linear
 from pllm.kernels.quantization import dequantize, dequantize_int4, unpack_int4, unpack_quantized
 
 __all__ = [
+    "add_rms_norm",
+    "cached",
+    "cached_attention",
     "embedding",
     "filtered_probabilities",
     "grouped_linear",
+    "gumbel_noise",
     "linear",
+    "norm_rope_write",
     "paged_attention",
+    "penalize",
     "quantized_embedding",
     "quantized_linear",
+    "record",
+    "rms_normalize",
+    "rotate",
     "sample",
+    "sample_tokens",
+    "silu_mul",
+    "small_linear",
+    "stored",
+    "token_slots",
 ]
 
 
@@ -73,7 +87,7 @@ def quantized_embedding(
     return dequantize(unpack_quantized(weight, scale.shape[0], embedding_dim), scale)[ids]
 
 
-def paged_attention(  # noqa: PLR0917 - the operator's own arguments, in its order
+def paged_attention(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
@@ -156,7 +170,7 @@ def filtered_probabilities(
     return weights / weights.sum()
 
 
-def sample(  # noqa: PLR0917 - one argument per parameter
+def sample(
     logits: torch.Tensor, temperature: float, top_k: int, top_p: float, min_p: float, uniform: float
 ) -> int:
     """One token: the first id whose cumulative probability, in id order, exceeds `uniform` in [0, 1).
@@ -169,3 +183,262 @@ def sample(  # noqa: PLR0917 - one argument per parameter
     return int(
         torch.searchsorted(cumulative, torch.tensor(uniform * float(cumulative[-1]), dtype=torch.float64), right=True)
     )
+
+
+def token_slots(
+    block_table: torch.Tensor, query_start: torch.Tensor, context_len: torch.Tensor, tokens: int, block_size: int
+) -> torch.Tensor:
+    """Where the step's tokens go in the pool: block id * block_size + offset, -1 for rows of no sequence.
+
+    The arguments are those of `paged_attention`; tokens: rows of the step, of which the sequences may leave some at the
+    end. Returns int32 [tokens].
+    """
+    slots = torch.full((tokens,), -1, dtype=torch.int32)
+    for b in range(context_len.numel()):
+        begin, end = int(query_start[b]), int(query_start[b + 1])
+        for row in range(begin, end):
+            position = int(context_len[b]) - (end - row)
+            slots[row] = int(block_table[b, position // block_size]) * block_size + position % block_size
+    return slots
+
+
+def norm_rope_write(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    cos: torch.Tensor | None,
+    sin: torch.Tensor | None,
+    q_weight: torch.Tensor | None,
+    k_weight: torch.Tensor | None,
+    kv: torch.Tensor,
+    slots: torch.Tensor,
+    layer: int,
+    eps: float,
+    weight_offset: float,
+    interleaved: bool,
+    k_scale: float,
+    v_scale: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Norms queries and keys (where weights are given), turns them (where angles are), writes keys and values.
+
+    q [T, H, D]; k, v [T, Hkv, D]; cos, sin [T, R / 2], one value a pair, pairs as `rotate` has them; q_weight, k_weight
+    [D]: heads over their root mean square, times weight + weight_offset. kv: the pool of `paged_attention`, changed in
+    place; it holds keys over k_scale and values over v_scale (`stored`). slots: of `token_slots`; rows with -1 are
+    neither written nor, in the result, defined. Computed in float32 or wider.
+    Returns the queries, in q's dtype, and zeros, int32 [T, Hkv], where decode attention counts.
+    """
+    block_size = kv.shape[4]
+    wide = torch.promote_types(q.dtype, torch.float32)
+    turned = []
+    for x, weight in ((q, q_weight), (k, k_weight)):
+        y = x.to(wide)
+        if weight is not None:
+            y = rms_normalize(y, weight, eps, weight_offset)
+        if cos is not None and sin is not None:
+            y = rotate(y, cos[:, None].to(wide), sin[:, None].to(wide), interleaved)
+        turned.append(y)
+    rows = torch.nonzero(slots >= 0).flatten()
+    blocks, offsets = slots[rows].long() // block_size, slots[rows].long() % block_size
+    kv[blocks, layer, 0, :, offsets] = stored(turned[1][rows] / k_scale, kv.dtype)
+    kv[blocks, layer, 1, :, offsets] = stored(v[rows].to(wide) / v_scale, kv.dtype)
+    return turned[0].to(q.dtype), torch.zeros((q.shape[0], kv.shape[3]), dtype=torch.int32)
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, interleaved: bool) -> torch.Tensor:
+    """Turn pairs (a, b) of the first R elements to (a cos - b sin, b cos + a sin); cos, sin [..., R / 2].
+
+    Pairs are (0, 1), (2, 3), ... where interleaved, else (0, R / 2), (1, R / 2 + 1), ...
+    """
+    half = cos.shape[-1]
+    turning, rest = x[..., : 2 * half], x[..., 2 * half :]
+    a, b = turning.unflatten(-1, (half, 2)).unbind(-1) if interleaved else turning.unflatten(-1, (2, half)).unbind(-2)
+    turned = torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-1 if interleaved else -2)
+    return torch.cat((turned.flatten(-2), rest), dim=-1)
+
+
+def stored(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Values as the pool holds them, rounded to nearest even; e4m3 saturates at 448. uint8: e4m3 by its bits."""
+    if dtype not in (torch.uint8, torch.float8_e4m3fn):
+        return x.to(dtype)
+    return x.float().clamp(-448, 448).to(torch.float8_e4m3fn).view(dtype)
+
+
+def cached(kv: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """What the pool holds, in a wide dtype."""
+    return (kv.view(torch.float8_e4m3fn) if kv.dtype == torch.uint8 else kv).to(dtype)
+
+
+def cached_attention(
+    q: torch.Tensor,
+    kv: torch.Tensor,
+    block_table: torch.Tensor,
+    query_start: torch.Tensor,
+    context_len: torch.Tensor,
+    sinks: torch.Tensor | None,
+    layer: int,
+    scale: float,
+    sliding_window: int,
+    softcap: float,
+    k_scale: float,
+    v_scale: float,
+) -> torch.Tensor:
+    """`paged_attention` where the step's keys and values are in the pool already, in float32 or, for float64 q, wider.
+
+    Keys and values count k_scale and v_scale times what the pool holds. Rows of no sequence come out as zeros. Returns
+    [T, H, D] in q's dtype.
+    """
+    block_size, heads, kv_heads = kv.shape[4], q.shape[1], kv.shape[3]
+    wide = torch.promote_types(q.dtype, torch.float32)
+    out = torch.zeros(q.shape, dtype=wide)
+    for b in range(context_len.numel()):
+        begin, end, context = int(query_start[b]), int(query_start[b + 1]), int(context_len[b])
+        if begin == end:
+            continue
+        positions = torch.arange(context - (end - begin), context)
+        first = max(0, int(positions[0]) - sliding_window + 1) if sliding_window else 0
+        at = torch.arange(first, context)
+        entries = cached(kv[block_table[b].long()[at // block_size], layer, :, :, at % block_size], wide)
+        keys, values = (entries[:, i].repeat_interleave(heads // kv_heads, dim=1) for i in (0, 1))
+        logits = torch.einsum("thd,shd->hts", q[begin:end].to(wide), keys * k_scale) * scale
+        if softcap > 0:
+            logits = softcap * torch.tanh(logits / softcap)
+        hidden = at[None, :] > positions[:, None]
+        if sliding_window:
+            hidden |= at[None, :] <= positions[:, None] - sliding_window
+        logits = logits.masked_fill(hidden, float("-inf"))
+        if sinks is not None:
+            logits = torch.cat([logits, sinks[:, None, None].to(wide).expand(-1, end - begin, 1)], dim=-1)
+        weights = torch.softmax(logits, dim=-1)[..., : len(at)]
+        out[begin:end] = torch.einsum("hts,shd->thd", weights, values * v_scale)
+    return out.to(q.dtype)
+
+
+def rms_normalize(x: torch.Tensor, weight: torch.Tensor, eps: float, weight_offset: float) -> torch.Tensor:
+    """Rows over their root mean square (eps within), times weight + weight_offset. x [..., N], weight [N]."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    y = x.to(wide)
+    y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + eps)
+    return (y * (weight.to(wide) + weight_offset)).to(x.dtype)
+
+
+def add_rms_norm(
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float, weight_offset: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The norm of x + residual (before it is rounded), and the sum; in x's dtype. x, residual [M, N], weight [N]."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    total = x.to(wide) + residual.to(wide)
+    return rms_normalize(total, weight, eps, weight_offset).to(x.dtype), total.to(x.dtype)
+
+
+def silu_mul(gate_up: torch.Tensor) -> torch.Tensor:
+    """silu(gate) * up of [M, 2 N], the gate first. Returns [M, N]."""
+    gate, up = gate_up.to(torch.promote_types(gate_up.dtype, torch.float32)).chunk(2, dim=-1)
+    return (torch.nn.functional.silu(gate) * up).to(gate_up.dtype)
+
+
+def small_linear(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    norm_weight: torch.Tensor | None,
+    residual: torch.Tensor | None,
+    eps: float,
+    weight_offset: float,
+    gated: bool,
+) -> torch.Tensor:
+    """norm(x) W^T + bias; where `gated`, silu(gate) * up of it; + residual. In float32 or wider, rounded once.
+
+    x [M, K]; weight [N, K], or [2 N, K], the gate's rows first; bias, a value for each of its rows; norm_weight [K];
+    residual [M, N]. Returns [M, N] in x's dtype.
+    """
+    wide = torch.promote_types(x.dtype, torch.float32)
+    y = x.to(wide)
+    if norm_weight is not None:
+        y = rms_normalize(y, norm_weight, eps, weight_offset)
+    y = torch.nn.functional.linear(y, weight.to(wide), None if bias is None else bias.to(wide))
+    if gated:
+        y = silu_mul(y)
+    return (y if residual is None else y + residual.to(wide)).to(x.dtype)
+
+
+def gumbel_noise(seed: int, position: int, size: int) -> torch.Tensor:
+    """The noise of token ids 0..size - 1 for a sequence's seed (int64) and the tokens drawn before: float64 [size].
+
+    32 bits of each token from the stream of SplitMix64 at (seed, position), mixed with its id by MurmurHash3's
+    finaliser; u = (bits + 1/2) / 2^32; the noise is -log(-log(1 - u)).
+    """
+
+    def mix64(z: int) -> int:
+        z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF
+        z = (z ^ z >> 27) * 0x94D049BB133111EB & 0xFFFFFFFFFFFFFFFF
+        return z ^ z >> 31
+
+    def mix32(z: torch.Tensor) -> torch.Tensor:
+        z = ((z ^ z >> 16) * 0x85EBCA6B) & 0xFFFFFFFF
+        z = ((z ^ z >> 13) * 0xC2B2AE35) & 0xFFFFFFFF
+        return z ^ z >> 16
+
+    key = mix64(mix64(seed & 0xFFFFFFFFFFFFFFFF) + (position + 1) * 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF)
+    ids = torch.arange(size)
+    bits = mix32(mix32((ids * 0x9E3779B1 + (key & 0xFFFFFFFF)) & 0xFFFFFFFF) ^ (key >> 32))
+    return -torch.log(-torch.log1p(-(bits.double() + 0.5) * 2.0**-32))
+
+
+def sample_tokens(
+    logits: torch.Tensor,
+    temperature: torch.Tensor,
+    top_k: torch.Tensor,
+    top_p: torch.Tensor,
+    min_p: torch.Tensor,
+    seeds: torch.Tensor,
+    positions: torch.Tensor,
+) -> torch.Tensor:
+    """A token for each row of logits [R, V], by Gumbel-max over the tokens that `filtered_probabilities` leaves.
+
+    Parameters [R]: temperature (below 1e-5: argmax; below 0: a row of no sequence, which comes out as -1), top_k,
+    top_p, min_p; seeds and positions of `gumbel_noise`. Returns int64 [R], -1 where a row holds NaN or +inf, or nothing
+    but -inf.
+    """
+    tokens = torch.full((logits.shape[0],), -1, dtype=torch.int64)
+    for r, row in enumerate(logits.float()):
+        if temperature[r] < 0 or not bool((row < float("inf")).all()) or bool((row == float("-inf")).all()):
+            continue
+        if temperature[r] < 1e-5:
+            tokens[r] = row.argmax()
+            continue
+        kept = filtered_probabilities(row, float(temperature[r]), int(top_k[r]), float(top_p[r]), float(min_p[r]))
+        noise = gumbel_noise(int(seeds[r]), int(positions[r]), row.numel())
+        tokens[r] = torch.where(kept > 0, torch.log(kept) + noise, float("-inf")).argmax()
+    return tokens
+
+
+def penalize(
+    logits: torch.Tensor,
+    history: torch.Tensor,
+    slots: torch.Tensor,
+    repetition: torch.Tensor,
+    frequency: torch.Tensor,
+    presence: torch.Tensor,
+) -> None:
+    """Penalties on rows of logits [R, V], in place, in vLLM's order.
+
+    history: int32 [slots, V]: twice the times a sequence said a token, plus one where its prompt holds it; slots: int32
+    [R], -1 for a row without penalties. repetition: positive logits of tokens seen are divided by it, others
+    multiplied, at most 1e30; frequency, times the times said, and presence, once, are subtracted. float32 [R] each.
+    """
+    for r, slot in enumerate(slots.tolist()):
+        if slot < 0:
+            continue
+        seen, count = history[slot] > 0, history[slot] // 2
+        x = logits[r].float()
+        if repetition[r] != 1:
+            repeated = torch.where(x > 0, x / repetition[r], x * repetition[r]).clamp(max=1e30)
+            x = torch.where(seen, repeated, x)
+        logits[r] = x - frequency[r] * count - presence[r] * (count > 0)
+
+
+def record(history: torch.Tensor, slots: torch.Tensor, tokens: torch.Tensor) -> None:
+    """Count the tokens drawn [R] in the history of `penalize`; none for a slot or a token below 0."""
+    for slot, token in zip(slots.tolist(), tokens.tolist(), strict=True):
+        if slot >= 0 and token >= 0:
+            history[slot, token] += 2

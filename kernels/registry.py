@@ -19,7 +19,8 @@ class Operator:
     `schema` is torch's, without the namespace; `reference` names the function of `kernels/reference.py` that says what
     it computes; `implementations` maps a device kind to the symbol that does it there ("cpu": a function of the C
     interface, `kernels/cpu/api.h`; programs call it through `kernels/cpu/shim.cpp`, by the operator's name without its
-    namespace, which is why no operator may be called as one of torch's own).
+    namespace, which is why no operator may be called as one of torch's own; "cuda": a method of `CudaOperators`,
+    `kernels/cuda/operators.py`, which launches Triton kernels that are compiled into the program).
     """
 
     name: str
@@ -46,16 +47,28 @@ OPERATORS: Mapping[str, Operator] = MappingProxyType(
                 cpu="pllm_linear",
             ),
             _operator(
-            _operator(
                 "packed_grouped_linear",
                 "grouped_linear",
                 "(Tensor x, Tensor weight, Tensor ends, int out_features) -> Tensor",
                 cpu="pllm_linear",
             ),
+            _operator(
                 "packed_embedding",
                 "embedding",
                 "(Tensor ids, Tensor weight, int num_embeddings) -> Tensor",
                 cpu="pllm_embedding",
+            ),
+            _operator(
+                "quantized_linear",
+                "quantized_linear",
+                "(Tensor x, Tensor weight, Tensor scale, Tensor? bias, int out_features) -> Tensor",
+                cpu="pllm_quantized_linear",
+            ),
+            _operator(
+                "quantized_embedding",
+                "quantized_embedding",
+                "(Tensor ids, Tensor weight, Tensor scale, int embedding_dim) -> Tensor",
+                cpu="pllm_quantized_embedding",
             ),
             _operator(
                 "paged_attention",
@@ -64,6 +77,71 @@ OPERATORS: Mapping[str, Operator] = MappingProxyType(
                 "Tensor query_start, Tensor context_len, Tensor? sinks, "
                 "int layer, float scale, int sliding_window, float softcap) -> Tensor",
                 cpu="pllm_paged_attention",
+                cuda="paged_attention",
+            ),
+            # What a graph for CUDA is rewritten to: `kernels/cuda/__init__.py` lists them layer by layer.
+            _operator(
+                "token_slots",
+                "token_slots",
+                "(Tensor block_table, Tensor query_start, Tensor context_len, SymInt tokens, int block_size, "
+                "int max_sequences) -> Tensor",
+                cuda="token_slots",
+            ),
+            _operator(
+                "norm_rope_write",
+                "norm_rope_write",
+                "(Tensor q, Tensor k, Tensor v, Tensor? cos, Tensor? sin, Tensor? q_weight, Tensor? k_weight, "
+                "Tensor(a!) kv, Tensor slots, int layer, float eps, float weight_offset, bool interleaved, "
+                "float k_scale, float v_scale) -> (Tensor, Tensor)",
+                cuda="norm_rope_write",
+            ),
+            _operator(
+                "cached_attention",
+                "cached_attention",
+                "(Tensor q, Tensor kv, Tensor block_table, Tensor query_start, Tensor context_len, Tensor? sinks, "
+                "Tensor(a!) arrivals, int layer, float scale, int sliding_window, float softcap, float k_scale, "
+                "float v_scale, int max_sequences, bool decodes) -> Tensor",
+                cuda="cached_attention",
+            ),
+            _operator(
+                "add_rms_norm",
+                "add_rms_norm",
+                "(Tensor x, Tensor residual, Tensor weight, float eps, float weight_offset) -> (Tensor, Tensor)",
+                cuda="add_rms_norm",
+            ),
+            _operator(
+                "rms_normalize",
+                "rms_normalize",
+                "(Tensor x, Tensor weight, float eps, float weight_offset) -> Tensor",
+                cuda="rms_normalize",
+            ),
+            _operator("silu_mul", "silu_mul", "(Tensor gate_up) -> Tensor", cuda="silu_mul"),
+            _operator(
+                "small_linear",
+                "small_linear",
+                "(Tensor x, Tensor weight, Tensor? bias, Tensor? norm_weight, Tensor? residual, float eps, "
+                "float weight_offset, bool gated, int max_rows) -> Tensor",
+                cuda="small_linear",
+            ),
+            _operator(
+                "sample_tokens",
+                "sample_tokens",
+                "(Tensor logits, Tensor temperature, Tensor top_k, Tensor top_p, Tensor min_p, Tensor seeds, "
+                "Tensor positions) -> Tensor",
+                cuda="sample_tokens",
+            ),
+            _operator(
+                "penalize",
+                "penalize",
+                "(Tensor(a!) logits, Tensor history, Tensor slots, Tensor repetition, Tensor frequency, "
+                "Tensor presence) -> ()",
+                cuda="penalize",
+            ),
+            _operator(
+                "record",
+                "record",
+                "(Tensor(a!) history, Tensor slots, Tensor tokens, int max_rows) -> ()",
+                cuda="record",
             ),
         )
     )

@@ -105,7 +105,9 @@ def test_the_registry_names_what_exists(built: Path) -> None:
         assert operator.name == name
         assert operator.schema.startswith(f"{name}(")
         assert callable(getattr(reference, operator.reference))
-        assert getattr(handle, operator.implementations["cpu"])
+        assert operator.implementations
+        if "cpu" in operator.implementations:
+            assert getattr(handle, operator.implementations["cpu"])
 
 
 def test_the_binding_and_the_registry_import_no_torch() -> None:
