@@ -15,16 +15,23 @@ GPU_SET := torch==2.11.0 transformers==5.17.0 triton==3.6.0
 GPU_SET_ENV := .venv-gpu-set
 GPU_SET_ARTIFACT := artifacts/quickstart-gpu-set
 
+# The other side of make bench-peers: transformers is in .venv; llama.cpp is compiled, in ten minutes, for this machine.
+PEERS_RECIPE := recipes/qwen3-0.6b-random.toml
+PEERS_ARTIFACT := artifacts/qwen3-0.6b-random
+PEERS_FLAGS ?=
+LLAMA_ENV := .venv-peers/llama-cpp
+LLAMA_SET := llama-cpp-python gguf
+
 HOST ?= 127.0.0.1
 PORT ?= 8000
 
-.PHONY: help venv serve test nightly smoke-gpu-set lint typecheck contracts bench clean
+.PHONY: help venv serve test nightly smoke-gpu-set lint typecheck contracts bench bench-peers bench-peers-install clean
 
 help:
 	@echo 'make serve      build the quickstart model where needed, and serve it on $(HOST):$(PORT)'
 	@echo 'make test       the tests (make nightly: the slow ones; make smoke-gpu-set: with the software of GPU machines, 5 GB)'
 	@echo 'make lint       ruff; make typecheck: mypy --strict; make contracts: who may import whom'
-	@echo 'make bench      measure the CPU kernels'
+	@echo 'make bench      measure the CPU kernels; make bench-peers: pllm beside transformers and others, an hour or two'
 	@echo 'make clean      remove caches and what was built; keeps environments'
 
 venv: $(STAMP)
@@ -68,6 +75,21 @@ contracts: venv
 
 bench: venv
 	PYTHONSAFEPATH=1 $(BIN)/python tests/perf/bench_kernels.py
+
+bench-peers: venv
+	$(BIN)/pllm build $(PEERS_RECIPE) --output $(PEERS_ARTIFACT)
+	$(BIN)/pllm build $(PEERS_RECIPE) --set quantization.weights=float32 --output $(PEERS_ARTIFACT)-float32
+	PYTHONSAFEPATH=1 PYTHONPATH=tests/perf $(BIN)/python -m peers --checkpoint $(PEERS_RECIPE) \
+		--artifact 'pllm, bf16 weights=$(PEERS_ARTIFACT)' \
+		--artifact 'pllm, float32 weights=$(PEERS_ARTIFACT)-float32' $(PEERS_FLAGS)
+
+bench-peers-install: $(LLAMA_ENV)/.installed
+
+$(LLAMA_ENV)/.installed: Makefile
+	test -x $(LLAMA_ENV)/bin/python || $(PYTHON) -m venv $(LLAMA_ENV)
+	CMAKE_ARGS='-DGGML_NATIVE=ON' $(LLAMA_ENV)/bin/pip install --quiet $(LLAMA_SET)
+	$(LLAMA_ENV)/bin/pip install --quiet --no-deps --editable .
+	@touch $@
 
 clean:
 	rm -rf .scratch .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks .import_linter_cache

@@ -27,12 +27,19 @@ class EngineCore:
     """An open artifact: its `manifest`, the memory `plan`, the `model_runner`, and the `engine` that drives it."""
 
     def __init__(
-        self, manifest: Manifest, plan: MemoryPlan, engine: Engine, model_runner: ModelRunner, resources: ExitStack
+        self,
+        manifest: Manifest,
+        plan: MemoryPlan,
+        engine: Engine,
+        model_runner: ModelRunner,
+        pool: KvPool,
+        resources: ExitStack,
     ) -> None:
         self.manifest = manifest
         self.plan = plan
         self.engine = engine
         self.model_runner = model_runner
+        self._pool = pool
         self._resources = resources
 
     @classmethod
@@ -95,8 +102,12 @@ class EngineCore:
             told("KV pool")
             opened.wait_verified()
             told("hashes")
-            return cls(manifest, plan, Engine(Scheduler(config), runner), runner, resources.pop_all())
+            return cls(manifest, plan, Engine(Scheduler(config), runner), runner, pool, resources.pop_all())
         raise AssertionError("unreachable: nothing above swallows an error")
+
+    def wait_settled(self) -> None:
+        """Return when nothing of the start goes on beside the engine any more: for measurements."""
+        self._pool.wait_taken()
 
     def close(self) -> None:
         """Give everything back. No step may run any more."""

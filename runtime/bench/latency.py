@@ -45,6 +45,7 @@ def measure_latency(artifact: Path, options: LatencyOptions, engine: EngineOptio
             vocab_size=core.manifest.model.vocab_size,
         )
         workload.check(core.plan.max_model_len)
+        core.wait_settled()
         say(f"{options.warmup} warm-up, then {options.reps} passes: {workload.name}")
         for _ in range(options.warmup):
             EngineRun.of(core.engine, workload)

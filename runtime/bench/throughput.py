@@ -53,6 +53,7 @@ def measure_throughput(artifact: Path, options: ThroughputOptions, engine: Engin
     with engine.open(artifact, max_waiting=options.choice.concurrency + 64) as core:
         workload = options.choice.make(core.manifest.model.vocab_size)
         workload.check(core.plan.max_model_len)
+        core.wait_settled()
         say(f"a warm-up, then {options.reps} passes: {workload.name}")
         EngineRun.of(core.engine, warmup(core.manifest.model.vocab_size))
         runs = [EngineRun.of(core.engine, workload) for _ in range(options.reps)]
