@@ -37,7 +37,7 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
     "chat_template.json",
 )
-"""What an artifact takes over of a tokenizer, where it is there; the first is demanded."""
+"""What a tokenizer is made of, where it is there; the first is demanded."""
 
 _MAX_JSON_BYTES = 64 << 20
 _INDEX = "model.safetensors.index.json"

@@ -6,7 +6,6 @@ that is refused, and an artifact that is still fresh, cost no import of torch.
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module, metadata
@@ -54,6 +53,8 @@ class Build:
     facts: ModelFacts
     kv: KvInfo
     staging: Staging
+    tokenizer: tuple[str, ...] = field(init=False)
+    """tokenizer: its files"""
     exported: Any = field(init=False)
     """export, passes: the traced graph, of the type that those stages agree on."""
     model_weights: "ModelWeights" = field(init=False)
@@ -93,6 +94,7 @@ class Stage:
 
 
 STAGES = (
+    Stage("tokenizer", "pllm.build.tokenizer:save_tokenizer"),
     Stage("export", "pllm.build.export:export"),
     Stage("passes", "pllm.build.passes:run_passes"),
     Stage("quantize", "pllm.build.quantize:quantize"),
@@ -185,11 +187,8 @@ def _terms(origin: Provenance) -> dict[str, Any]:
 
 def _pack(build: Build, origin: Provenance) -> Manifest:
     """Add what is taken over as it is, then seal."""
-    staging, checkpoint = build.staging, build.checkpoint
-    tokenizer = tuple(f"tokenizer/{name}" for name in checkpoint.tokenizer_files)
-    for name in tokenizer:
-        shutil.copyfile(checkpoint.directory / Path(name).name, staging.path(name))
-    text = json.dumps(checkpoint.generation_config, indent=2, sort_keys=True) + "\n"
+    staging = build.staging
+    text = json.dumps(build.checkpoint.generation_config, indent=2, sort_keys=True) + "\n"
     staging.path("generation.json").write_text(text, encoding="utf-8")
     staging.path("recipe.lock.toml").write_text(build.recipe.lock_text(), encoding="utf-8")
 
@@ -206,7 +205,7 @@ def _pack(build: Build, origin: Provenance) -> Manifest:
             kv=build.kv,
             memory=build.memory,
             engine=build.engine,
-            tokenizer=tokenizer,
+            tokenizer=build.tokenizer,
             generation="generation.json",
             golden="golden.json",
             latency="measured/latency.json",

@@ -212,7 +212,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     memory: MemoryLedger
     engine: EngineDefaults
     tokenizer: tuple[str, ...]
-    """The tokenizer's files, all in one folder."""
+    """The tokenizer's files: ``tokenizer.json``, then what lies beside and below it."""
     generation: str
     golden: str
     latency: str

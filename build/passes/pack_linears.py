@@ -40,6 +40,6 @@ def _is_packable(traced: Traced, node: Node) -> bool:
 
 
 def _reads_as_weight(user: Node, weight: Node) -> bool:
-    place = {torch.ops.aten.linear.default: 1, torch.ops.aten.embedding.default: 0}.get(user.target)
+    places: dict[object, int] = {torch.ops.aten.linear.default: 1, torch.ops.aten.embedding.default: 0}
     arguments = [*user.args, *user.kwargs.values()]
-    return place is not None and [i for i, each in enumerate(arguments) if each is weight] == [place]
+    return [i for i, each in enumerate(arguments) if each is weight] == [places.get(user.target)]

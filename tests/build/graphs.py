@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import transformers
+from tokenizers import Tokenizer, models
 from torch.fx import Interpreter, Node
 
 from pllm.build.checkpoint import Checkpoint
@@ -77,7 +78,8 @@ def checkpoint_of(family: str, directory: Path) -> Checkpoint:
             is_scale = "norm" in name
             parameter.copy_(parameter + 0.1 * torch.randn_like(parameter) if is_scale else _draw(parameter))
     model.save_pretrained(directory)
-    (directory / "tokenizer.json").write_text("{}")  # a checkpoint has one; a graph needs none
+    words = {f"w{i}": i for i in range(VOCABULARY)}
+    Tokenizer(models.WordLevel(words, unk_token="w0")).save(str(directory / "tokenizer.json"))
     return Checkpoint(directory, label=family)
 
 
