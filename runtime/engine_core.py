@@ -31,6 +31,7 @@ class EngineCore:
         manifest: Manifest,
         plan: MemoryPlan,
         engine: Engine,
+        *,
         model_runner: ModelRunner,
         pool: KvPool,
         resources: ExitStack,
@@ -102,7 +103,8 @@ class EngineCore:
             told("KV pool")
             opened.wait_verified()
             told("hashes")
-            return cls(manifest, plan, Engine(Scheduler(config), runner), runner, pool, resources.pop_all())
+            engine = Engine(Scheduler(config), runner)
+            return cls(manifest, plan, engine, model_runner=runner, pool=pool, resources=resources.pop_all())
         raise AssertionError("unreachable: nothing above swallows an error")
 
     def wait_settled(self) -> None:
