@@ -127,12 +127,12 @@ def _write_sources(traced: Traced, options: dict[str, Any]) -> list[Path]:
     assert traced.program.example_inputs is not None, "an exported program has its example inputs"
     args, kwargs = traced.program.example_inputs
     written = aot_compile(traced.program.module(check_guards=False), args, kwargs, options=options)
-    return [path for path in map(Path, map(str, written)) if path.suffix in (".cpp", ".o")]
     # What has no function in torch's C interface would be called through a proxy that the runtime does not have.
     proxied = Path(options["aot_inductor.output_path"], "model.wrapper.json")
     if proxied.is_file():
         nodes = json.loads(proxied.read_text(encoding="utf-8"))["nodes"]
         raise BuildError(f"no kernel for {', '.join(sorted({node['node']['target'] for node in nodes}))}")
+    return [path for path in map(Path, map(str, written)) if path.suffix in (".cpp", ".o")]
 
 
 def _compile_sources(folder: Path, sources: Sequence[Path], out: Path) -> tuple[str, ...]:
