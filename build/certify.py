@@ -1,11 +1,13 @@
 """Certify: the compiled program against transformers in float32; the build fails where they differ.
 
 What equal means: teacher-forced on the reference's own tokens, every logit within the recipe's bound; and the engine's
-greedy tokens equal wherever the reference's best two logits lie further apart than twice that bound.
+greedy tokens equal wherever the reference's best two logits lie further apart than twice that bound. The divergence of
+the distributions says what that comes to: where weights are rounded, it is their quality.
 """
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
@@ -27,6 +29,31 @@ _LENGTHS = (3, 40, 17, 1, 33, 64, 16, 100)
 """Of the prompts, in turn: shorter and longer than a block, at its edges."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Bounds:
+    """What a recipe's [verify] section comes to."""
+
+    logit_error: float
+    kl_divergence: float
+    skipped_share: float
+
+    @classmethod
+    def of(cls, build: Build, references: Sequence["_Reference"]) -> "_Bounds":
+        verify, weights = build.recipe.verify, build.recipe.quantization.weights
+        spread = float(np.mean([np.ptp(logits, axis=1).mean() for _, logits in references]))
+        auto = {
+            "int8": cls(0.05 * spread, 0.02, 1.0),
+            "int4": cls(0.25 * spread, 0.3, 1.0),
+        }.get(weights, cls(0.001, 0.00001, 0.05))
+        asked = (verify.max_logit_error, verify.max_kl_divergence, verify.max_skipped_share)
+        decided = (auto.logit_error, auto.kl_divergence, auto.skipped_share)
+        return cls(*(given if isinstance(given, float) else own for given, own in zip(asked, decided, strict=True)))
+
+
+_Reference = tuple[list[int], NDArray[np.float32]]
+"""Tokens, and transformers' logits at each of them."""
+
+
 def certify(build: Build, progress: StageProgress) -> None:
     """Raises CertificateError with the numbers where the artifact and its reference disagree."""
     verify = build.recipe.verify
@@ -39,41 +66,61 @@ def certify(build: Build, progress: StageProgress) -> None:
     model = load_reference(build.checkpoint)
     references = [_continue(model, prompt, verify.golden_tokens) for prompt in prompts]
     del model
+    bounds = _Bounds.of(build, references)
     with rehearsal(RehearsalSpec.of(build)) as opened:
         progress.show("the compiled program")
         tokens = replay(opened.engine(), [(tuple(prompt), verify.golden_tokens) for prompt in prompts])
-        error = max(
-            float(np.abs(opened.forward([(0, ids)], every_position=True) - logits).max()) for ids, logits in references
-        )
-    if not error <= verify.max_logit_error:
-        raise CertificateError(
-            f"a logit differs from the reference's by {error:.3g}, and verify.max_logit_error is "
-            f"{verify.max_logit_error:g}"
-        )
+        logits = [opened.forward([(0, ids)], every_position=True).copy() for ids, _ in references]
+    error = max(float(np.abs(mine - theirs).max()) for mine, (_, theirs) in zip(logits, references, strict=True))
+    divergence = float(
+        np.concatenate([_kl(theirs, mine) for mine, (_, theirs) in zip(logits, references, strict=True)]).mean()
+    )
+    for name, found, bound in (
+        ("max_logit_error", error, bounds.logit_error),
+        ("max_kl_divergence", divergence, bounds.kl_divergence),
+    ):
+        if not found <= bound:
+            raise CertificateError(
+                f"the program differs from its reference: verify.{name} is {bound:.3g}, and {found:.3g} was found"
+            )
     skipped = sum(
-        _skipped(reference, prompt, mine, verify.max_logit_error)
+        _skipped(reference, prompt, mine, bounds.logit_error)
         for reference, prompt, mine in zip(references, prompts, tokens, strict=True)
     )
     total = len(prompts) * verify.golden_tokens
-    if skipped / total > verify.max_skipped_share:
+    if skipped / total > bounds.skipped_share:
         raise CertificateError(
             f"{skipped} of {total} tokens could not be compared, because the reference's best two logits were close; "
-            f"verify.max_skipped_share is {verify.max_skipped_share:g}: set another verify.golden_prompts"
+            f"verify.max_skipped_share is {bounds.skipped_share:g}: set another verify.golden_prompts"
         )
     build.certificate = CertificateSummary(
         reference=f"transformers {metadata.version('transformers')}, float32",
         num_prompts=len(prompts),
         num_tokens=total,
         max_logit_error=error,
-        bound=verify.max_logit_error,
+        bound=bounds.logit_error,
+        kl_divergence=divergence,
         skipped_share=skipped / total,
     )
     golden = [{"prompt_token_ids": prompt, "token_ids": mine} for prompt, mine in zip(prompts, tokens, strict=True)]
     build.staging.path("golden.json").write_text(json.dumps({"prompts": golden}) + "\n", encoding="utf-8")
-    progress.say(f"{total} tokens equal but for {skipped} too close to call; largest logit error {error:.2g}")
+    progress.say(
+        f"{total} tokens equal but for {skipped} too close to call; largest logit error {error:.2g} of "
+        f"{bounds.logit_error:.2g}, KL divergence {divergence:.2g} nats"
+    )
 
 
-def _continue(model: Any, prompt: list[int], count: int) -> tuple[list[int], NDArray[np.float32]]:
+def _kl(reference: NDArray[np.float32], mine: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Of each row's distribution from the reference's, in nats."""
+    p, q = (
+        wide - np.logaddexp.reduce(wide, axis=1, keepdims=True)
+        for wide in (reference.astype(float), mine.astype(float))
+    )
+    total: NDArray[np.float64] = (np.exp(p) * (p - q)).sum(axis=1)
+    return total
+
+
+def _continue(model: Any, prompt: list[int], count: int) -> _Reference:
     """The prompt with the reference's greedy continuation but for the last token, and the logits at each position."""
     ids = list(prompt)
     with torch.no_grad():
@@ -83,9 +130,7 @@ def _continue(model: Any, prompt: list[int], count: int) -> tuple[list[int], NDA
     return ids, logits.numpy()
 
 
-def _skipped(
-    reference: tuple[list[int], NDArray[np.float32]], prompt: list[int], tokens: Sequence[int], bound: float
-) -> int:
+def _skipped(reference: _Reference, prompt: list[int], tokens: Sequence[int], bound: float) -> int:
     """How many tokens were not compared: those from the first whose margin is too small to decide."""
     _, logits = reference
     if len(tokens) != len(logits) - len(prompt) + 1:

@@ -42,6 +42,8 @@ _LEFT_OUT = frozenset(("march=native", "g1", "Wall", "pedantic", "fno-omit-frame
 _C_SHIMS = {
     "packed_linear": f"{_HANDLE} x, {_HANDLE} weight, {_HANDLE}* bias, int64_t out_features",
     "packed_grouped_linear": f"{_HANDLE} x, {_HANDLE} weight, {_HANDLE} ends, int64_t out_features",
+    "quantized_linear": (f"{_HANDLE} x, {_HANDLE} weight, {_HANDLE} scale, {_HANDLE}* bias, int64_t out_features"),
+    "quantized_embedding": f"{_HANDLE} ids, {_HANDLE} weight, {_HANDLE} scale, int64_t embedding_dim",
     "packed_embedding": f"{_HANDLE} ids, {_HANDLE} weight, int64_t num_embeddings",
     "paged_attention": (
         f"{_HANDLE} q, {_HANDLE} k, {_HANDLE} v, {_HANDLE} kv, {_HANDLE} block_table, {_HANDLE} query_start, "
@@ -57,7 +59,7 @@ def compile_programs(build: Build, progress: StageProgress) -> None:
     operator_library(build.staging.path(OPERATORS_LIBRARY))
     progress.say(f"operators: {OPERATORS_LIBRARY}")
     isa = compile_graph(traced, build.staging.path(_PROGRAM))
-    names = traced.names()
+    names, shapes = traced.names(), traced.shapes()
     build.operators = (OPERATORS_LIBRARY,)
     build.programs = (
         ProgramInfo(
@@ -66,7 +68,7 @@ def compile_programs(build: Build, progress: StageProgress) -> None:
             dims=DIMS,
             inputs=program_inputs(build.kv),
             outputs=(TensorInfo(name="logits", dtype="float32", shape=("rows", build.model.vocab_size)),),
-            constants=tuple(Constant(name=name, weight=name) for name in names.values()),
+            constants=tuple(Constant(name=name, weight=name, shape=shapes[node]) for node, name in names.items()),
         ),
     )
     here = Machine.this()
@@ -115,6 +117,7 @@ def compile_graph(traced: Traced, out: Path) -> tuple[str, ...]:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)  # torch's own, of its own classes
+                warnings.filterwarnings("ignore", "Can't find Python.h")  # nothing that is compiled includes it
                 sources = _write_sources(traced, options)
         except Exception as error:
             lines = str(error).strip().splitlines()
@@ -126,7 +129,7 @@ def _write_sources(traced: Traced, options: dict[str, Any]) -> list[Path]:
     """Let Inductor write its C++; the files that make the library."""
     assert traced.program.example_inputs is not None, "an exported program has its example inputs"
     args, kwargs = traced.program.example_inputs
-    written = aot_compile(traced.program.module(check_guards=False), args, kwargs, options=options)
+    written: Any = aot_compile(traced.program.module(check_guards=False), args, kwargs, options=options)
     # What has no function in torch's C interface would be called through a proxy that the runtime does not have.
     proxied = Path(options["aot_inductor.output_path"], "model.wrapper.json")
     if proxied.is_file():

@@ -125,11 +125,13 @@ class EngineSection:
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizationSection:
-    """How numbers are stored. Arithmetic is float32 on a CPU, whatever is stored."""
+    """How numbers are stored. Arithmetic is float32 on a CPU, but for products with int8 and int4 weights."""
 
     weights: str = _key(
-        Choice(("auto", "float32", "bf16"), {"int8": _LATER, "int4": _LATER}),
-        "How weights are stored; auto is bf16 where the checkpoint is bfloat16 (nothing is lost), else float32.",
+        Choice(("auto", "float32", "bf16", "int8", "int4")),
+        "How weights are stored; auto is bf16 where the checkpoint is bfloat16 (nothing is lost), else float32. int8 "
+        "has a scale for each output, int4 one for each output and 32 inputs; with either, what enters a product is "
+        "rounded to int8, token by token. Tables and heads are never int4.",
         "auto",
     )
     kv: str = _key(
@@ -143,16 +145,24 @@ class QuantizationSection:
 class VerifySection:
     """What the certificate demands. A build that misses it fails."""
 
-    max_logit_error: float = _key(
-        Number(0, 100),
-        "The largest difference of any logit from the reference's, on the reference's own tokens.",
-        0.001,
+    max_logit_error: float | str = _key(
+        Number(0, 100, words=("auto",)),
+        "The largest difference of any logit from the reference's, on the reference's own tokens. auto is 0.001 where "
+        "weights are stored exactly; 5% (int8) or 25% (int4) of the reference's spread, its largest logit less its "
+        "smallest, where they are rounded.",
+        "auto",
     )
-    max_skipped_share: float = _key(
-        Number(0, 1),
+    max_kl_divergence: float | str = _key(
+        Number(0, 100, words=("auto",)),
+        "The largest Kullback-Leibler divergence of the next token's distribution from the reference's, in nats, mean "
+        "over those tokens. auto is 0.00001, and 0.02 (int8) or 0.3 (int4) where weights are rounded.",
+        "auto",
+    )
+    max_skipped_share: float | str = _key(
+        Number(0, 1, words=("auto",)),
         "The largest share of tokens whose top two logits in the reference lie within twice max_logit_error, so that "
-        "either token is right and none is compared.",
-        0.05,
+        "either token is right and none is compared. auto is 0.05, and 1 where weights are rounded.",
+        "auto",
     )
     golden_prompts: int = _key(
         Whole(1, 64), "Prompts whose tokens are stored in the artifact and replayed by verify.", 4

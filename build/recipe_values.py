@@ -76,19 +76,22 @@ class Whole:
 
 @dataclass(frozen=True, slots=True)
 class Number:
-    """A finite number in a range."""
+    """A finite number in a range; or one of a few words."""
 
     low: float
     high: float
+    words: tuple[str, ...] = ()
 
-    def check(self, value: object) -> float:
+    def check(self, value: object) -> float | str:
+        if isinstance(value, str) and value in self.words:
+            return value
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not number or not math.isfinite(value) or not self.low <= value <= self.high:  # type: ignore[arg-type,operator]
             raise ValueError(f"must be {self.describe()}, not {_shown(value)}")
         return float(value)  # type: ignore[arg-type]
 
     def describe(self) -> str:
-        return f"a number from {self.low:g} to {self.high:g}"
+        return " or ".join([*(f'"{word}"' for word in self.words), f"a number from {self.low:g} to {self.high:g}"])
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,8 @@ CONTEXT_LIMIT = 8192
 """The longest context that is chosen without being asked for: one sequence's KV must always fit."""
 
 _KV_DTYPES = {"auto": "float32", "float32": "float32", "bf16": "bfloat16"}
-_VALUE_BYTES = {"float32": 4, "bf16": 2}
+_VALUE_BYTES = {"float32": 4.0, "bf16": 2.0, "int8": 1.0, "int4": 0.5625}
+"""A weight's; int4 with its share of a scale."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +105,7 @@ def refuse_what_cannot_fit(recipe: Recipe, checkpoint: Checkpoint, available: in
     A forecast from headers: activations and libraries, which only the profile stage knows, count as nothing here.
     """
     values = sum(_elements(stored.entry.shape) for stored in checkpoint.tensors.values())
-    weights = values * _VALUE_BYTES[recipe.quantization.weights]
+    weights = int(values * _VALUE_BYTES[recipe.quantization.weights])
     facts = ModelFacts.of(checkpoint.config, checkpoint.label)
     assert isinstance(recipe.engine.max_model_len, int)
     _refuse(recipe, facts, weights, recipe.engine.max_model_len, available)

@@ -6,6 +6,7 @@ artifact, so a model is traced, rewritten and compiled without its weights havin
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from enum import Enum
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -13,9 +14,21 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
 from torch.fx import Graph, Node
 
-from pllm.kernels.packing import packed_shape
+from pllm.kernels.packing import PANEL, packed_shape
+from pllm.kernels.quantization import int4_shape, quantized_shape
 
-__all__ = ["ConstantSource", "Traced", "argument", "value"]
+__all__ = ["ConstantSource", "Traced", "WeightForm", "argument", "value"]
+
+
+class WeightForm(Enum):
+    """How a constant is stored."""
+
+    PLAIN = "as the model has it"
+    PACKED = "in the packed layout of a linear weight (`kernels/packing.py`)"
+    INT8 = "int8, packed (`kernels/quantization.py`)"
+    INT8_SCALE = "the scales of an int8 weight"
+    INT4 = "int4, packed"
+    INT4_SCALE = "the scales of an int4 weight"
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +37,9 @@ class ConstantSource:
 
     parts: tuple[str, ...]
     """Parameters or buffers of the model, joined along their first dimension."""
-    packed: bool = False
-    """Stored in the packed layout of a linear weight (`kernels/packing.py`)."""
+    form: WeightForm = WeightForm.PLAIN
+    group: int = 0
+    """Of an int4 weight: how many inputs share a scale."""
     transposed: bool = False
     """The checkpoint has [..., K, N] where packing takes [..., N, K]."""
     dtype: torch.dtype = torch.float32
@@ -90,9 +104,35 @@ class Traced:
         with self.fake_mode:
             constant.meta["val"] = torch.empty(shape, dtype=dtype)
         self.sources[constant.name] = replace(
-            self.sources[constant.name], packed=True, dtype=dtype, transposed=transposed
+            self.sources[constant.name], form=WeightForm.PACKED, dtype=dtype, transposed=transposed
         )
         self._allocate(constant)
+
+    def quantize(self, constant: Node, form: WeightForm, group: int) -> Node:
+        """Declare a weight [N, K] to be stored as int8 or, in groups of K, as int4; the new constant of its scales."""
+        rows, columns = value(constant).shape
+        source = replace(self.sources[constant.name], dtype=torch.float32)
+        is_int8 = form is WeightForm.INT8
+        shape = quantized_shape(rows, columns) if is_int8 else int4_shape(rows, columns)
+        scales = (rows,) if is_int8 else (-(-rows // PANEL), columns // group, PANEL)
+        name = self.names()[constant.name]
+        with self.graph.inserting_after(constant):  # so that both are made of the same rounding, one after the other
+            scale = self.graph.placeholder(f"{constant.name}_scale")
+        with self.fake_mode:
+            constant.meta["val"] = torch.empty(shape, dtype=torch.uint8)
+            scale.meta["val"] = torch.empty(scales, dtype=torch.float32 if is_int8 else torch.bfloat16)
+        specs = self.program.graph_signature.input_specs
+        place = next(i for i, spec in enumerate(specs) if spec.arg.name == constant.name)
+        specs[place] = InputSpec(InputKind.BUFFER, TensorArgument(name=constant.name), name, persistent=True)
+        specs.insert(
+            place + 1, InputSpec(InputKind.BUFFER, TensorArgument(name=scale.name), f"{name}_scale", persistent=True)
+        )
+        self.sources[constant.name] = replace(source, form=form, group=group)
+        form_of_scale = WeightForm.INT8_SCALE if is_int8 else WeightForm.INT4_SCALE
+        self.sources[scale.name] = replace(source, form=form_of_scale, group=group)
+        self._allocate(constant)
+        self._allocate(scale)
+        return scale
 
     def drop_unused(self) -> None:
         """Remove what no output depends on, constants too."""

@@ -90,7 +90,8 @@ def quantize_int4(weight: torch.Tensor, group: int) -> tuple[torch.Tensor, torch
 
 def dequantize_int4(rounded: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """The float32 weight [N, K] that int8 `rounded` [N, K] and `scale` [N, groups] stand for."""
-    return (rounded.float().unflatten(1, (scale.shape[1], -1)) * scale.float()[:, :, None]).flatten(1)
+    groups = rounded.float().reshape(*scale.shape, -1)
+    return (groups * scale.float()[:, :, None]).flatten(1)
 
 
 def int4_shape(out_features: int, in_features: int) -> tuple[int, int, int, int]:
@@ -110,7 +111,7 @@ def pack_int4(rounded: torch.Tensor) -> torch.Tensor:
 def pack_int4_scale(scale: torch.Tensor) -> torch.Tensor:
     """Pack scales [N, groups] into [ceil(N/32), groups, 32], zeros for padding."""
     padded = torch.nn.functional.pad(scale, (0, 0, 0, -len(scale) % PANEL))
-    return padded.unflatten(0, (-1, PANEL)).transpose(1, 2).contiguous()
+    return padded.reshape(-1, PANEL, scale.shape[1]).transpose(1, 2).contiguous()
 
 
 def unpack_int4(packed: torch.Tensor, scale: torch.Tensor, out_features: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -103,6 +103,7 @@ def _certificate(manifest: Manifest) -> dict[str, str]:
         "reference": done.reference,
         "compared": f"{done.num_tokens} tokens of {done.num_prompts} prompts",
         "largest logit error": f"{done.max_logit_error:.3g} of {done.bound:.3g} allowed",
+        "KL divergence": f"{done.kl_divergence:.2g} nats",
         "skipped as ties": f"{done.skipped_share:.2%}",
     }
 

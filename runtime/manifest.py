@@ -31,7 +31,7 @@ __all__ = [
     "mismatch",
 ]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Raised whenever an older runtime would misread, or a newer one could not read, what is written."""
 
 Count = Annotated[int, msgspec.Meta(ge=0, lt=2**62)]
@@ -108,6 +108,8 @@ class Constant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
     name: str
     weight: str
+    shape: tuple[Count, ...]
+    """As the program was compiled for it. The program itself tells only how many bytes it reads."""
 
 
 class ProgramInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -188,6 +190,8 @@ class CertificateSummary(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     num_tokens: Positive
     max_logit_error: float
     bound: float
+    kl_divergence: float
+    """Of the next token's distribution from the reference's, in nats, mean over the golden tokens."""
     skipped_share: float
 
 

@@ -8,27 +8,34 @@ from pllm.build.passes.drop_assertions import drop_assertions
 from pllm.build.passes.merge_linears import merge_linears
 from pllm.build.passes.pack_experts import pack_experts
 from pllm.build.passes.pack_linears import pack_linears
+from pllm.build.passes.quantize_linears import quantize_linears
 from pllm.build.pipeline import Build
 from pllm.build.progress import StageProgress
-from pllm.build.traced import Traced
+from pllm.build.traced import Traced, WeightForm
 
 __all__ = ["PASSES", "apply_passes", "run_passes"]
 
 PASSES: tuple[Callable[[Traced, torch.dtype], str], ...] = (drop_assertions, merge_linears, pack_linears, pack_experts)
 """Each edits the graph in place and says what it did; the dtype is that of stored linear weights."""
 
-_STORAGE = {"float32": torch.float32, "bf16": torch.bfloat16}
+_WIDE = {"float32": torch.float32, "bf16": torch.bfloat16, "int8": torch.bfloat16, "int4": torch.bfloat16}
+_WHOLE = {"int8": WeightForm.INT8, "int4": WeightForm.INT4}
 
 
 def run_passes(build: Build, progress: StageProgress) -> None:
-    for said in apply_passes(build.exported, _STORAGE[build.recipe.quantization.weights]):
+    weights = build.recipe.quantization.weights
+    for said in apply_passes(build.exported, _WIDE[weights], _WHOLE.get(weights)):
         progress.say(said)
 
 
-def apply_passes(traced: Traced, storage: torch.dtype) -> list[str]:
-    """Run every pass; what each says."""
+def apply_passes(traced: Traced, storage: torch.dtype, whole: WeightForm | None = None) -> list[str]:
+    """Run every pass; what each says. ``whole``: linear weights are rounded to that form where they can be, and those
+    that remain are stored in ``storage``."""
     said = []
     for run in PASSES:
+        if run is pack_linears and whole is not None:
+            said.append(f"quantize_linears: {quantize_linears(traced, storage, form=whole)}")
+            traced.drop_unused()
         said.append(f"{run.__name__}: {run(traced, storage)}")
         traced.drop_unused()
     return said

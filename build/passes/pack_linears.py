@@ -8,12 +8,12 @@ from torch.fx import Node
 
 from pllm.build.traced import Traced, argument, value
 
-__all__ = ["pack_linears"]
+__all__ = ["is_linear_weight", "pack_linears"]
 
 
 def pack_linears(traced: Traced, storage: torch.dtype) -> str:
     """A weight that is used in any other way stays as it is, and so do its products and look-ups."""
-    rows = {node: value(node).shape[0] for node in traced.graph.nodes if _is_packable(traced, node)}
+    rows = {node: value(node).shape[0] for node in traced.graph.nodes if is_linear_weight(traced, node)}
     linears = [node for node in traced.calls(torch.ops.aten.linear.default) if node.args[1] in rows]
     lookups = [node for node in traced.calls(torch.ops.aten.embedding.default) if node.args[0] in rows]
     for node in linears:
@@ -29,7 +29,7 @@ def pack_linears(traced: Traced, storage: torch.dtype) -> str:
     return f"{len(linears)} products and {len(lookups)} look-ups over {len(rows)} packed weights"
 
 
-def _is_packable(traced: Traced, node: Node) -> bool:
+def is_linear_weight(traced: Traced, node: Node) -> bool:
     """A constant [N, K] that is only ever the weight of a product or the table of a look-up."""
     return (
         node.name in traced.sources

@@ -14,6 +14,7 @@
 #pragma weak aoti_torch_dtype_float32
 #pragma weak aoti_torch_dtype_int32
 #pragma weak aoti_torch_dtype_int64
+#pragma weak aoti_torch_dtype_uint8
 #pragma weak aoti_torch_empty_strided
 #pragma weak aoti_torch_get_data_ptr
 #pragma weak aoti_torch_get_dim
@@ -98,6 +99,26 @@ bool read_packed(AtenTensorHandle handle, int64_t out_features, int64_t in_featu
     return true;
   fail(PLLM_INVALID_ARGUMENT, "weight is packed as [%lld, %lld, %lld], for %lld rows of %lld", (long long)t->sizes[0],
        (long long)t->sizes[1], (long long)t->sizes[2], (long long)out_features, (long long)in_features);
+  return false;
+}
+
+// A weight of whole numbers and its scales: int8 with float32 ones (`groups` is then 0), int4 with bfloat16 ones.
+bool read_quantized(AtenTensorHandle handle, AtenTensorHandle scale, int64_t out_features, int64_t in_features, Tensor* t,
+                    Tensor* s, int64_t* groups) {
+  if (!read_contiguous(handle, "weight", 4, aoti_torch_dtype_uint8(), t) || !read_contiguous(scale, "scale", -1, -1, s))
+    return false;
+  const int64_t panels = (out_features + 31) / 32;
+  const bool is_int8 = s->dtype == aoti_torch_dtype_float32();
+  const bool scales = is_int8 ? s->dim == 1 && s->sizes[0] == out_features
+                              : s->dtype == aoti_torch_dtype_bfloat16() && s->dim == 3 && s->sizes[0] == panels &&
+                                    s->sizes[1] > 0 && s->sizes[2] == 32;
+  *groups = is_int8 || !scales ? 0 : s->sizes[1];
+  if (scales && t->sizes[0] == panels && t->sizes[1] == (is_int8 ? (in_features + 3) / 4 : in_features / 8) &&
+      t->sizes[2] == 32 && t->sizes[3] == 4)
+    return true;
+  fail(PLLM_INVALID_ARGUMENT, "a weight of [%lld, %lld, %lld, %lld] and its scale do not fit %lld rows of %lld",
+       (long long)t->sizes[0], (long long)t->sizes[1], (long long)t->sizes[2], (long long)t->sizes[3], (long long)out_features,
+       (long long)in_features);
   return false;
 }
 
@@ -229,6 +250,51 @@ PLLM_EXPORT AOTITorchError aoti_torch_cpu_packed_grouped_linear(AtenTensorHandle
                          (const char*)tw.data + g * bytes, dtype, out_features, k, nullptr, y + begin * out_features,
                          out_features);
   return finish(code, ret0);
+}
+
+PLLM_EXPORT AOTITorchError aoti_torch_cpu_quantized_linear(AtenTensorHandle x, AtenTensorHandle weight,
+                                                           AtenTensorHandle scale, AtenTensorHandle* bias,
+                                                           int64_t out_features, AtenTensorHandle* ret0) {
+  if (!torch_is_there()) return kFailed;
+  Tensor tx, tw, ts, tb;
+  int64_t rows, row_stride, groups;
+  float* y;
+  if (!read(x, "x", -1, aoti_torch_dtype_float32(), &tx) || !collapse(tx, &rows, &row_stride)) return kFailed;
+  const int64_t k = tx.sizes[tx.dim - 1];
+  if (!read_quantized(weight, scale, out_features, k, &tw, &ts, &groups) ||
+      !read_optional(bias, "bias", out_features, &tb))
+    return kFailed;
+  int64_t sizes[kMaxDim];
+  memcpy(sizes, tx.sizes, (size_t)tx.dim * sizeof *sizes);
+  sizes[tx.dim - 1] = out_features;
+  if (make(sizes, tx.dim, ret0, &y)) return kFailed;
+  return finish(pllm_quantized_linear((const float*)tx.data, rows, row_stride, (const uint8_t*)tw.data, ts.data, groups,
+                                      out_features, k, (const float*)tb.data, y, out_features),
+                ret0);
+}
+
+PLLM_EXPORT AOTITorchError aoti_torch_cpu_quantized_embedding(AtenTensorHandle ids, AtenTensorHandle weight,
+                                                              AtenTensorHandle scale, int64_t embedding_dim,
+                                                              AtenTensorHandle* ret0) {
+  if (!torch_is_there()) return kFailed;
+  Tensor ti, tw, ts;
+  int64_t groups;
+  float* y;
+  if (!read_contiguous(ids, "ids", -1, aoti_torch_dtype_int64(), &ti) ||
+      !read(scale, "scale", 1, aoti_torch_dtype_float32(), &ts) ||
+      !read_quantized(weight, scale, ts.sizes[0], embedding_dim, &tw, &ts, &groups))
+    return kFailed;
+  if (ti.dim >= kMaxDim) {
+    fail(PLLM_INVALID_ARGUMENT, "ids has %lld dimensions", (long long)ti.dim);
+    return kFailed;
+  }
+  int64_t sizes[kMaxDim];
+  memcpy(sizes, ti.sizes, (size_t)ti.dim * sizeof *sizes);
+  sizes[ti.dim] = embedding_dim;
+  if (make(sizes, ti.dim + 1, ret0, &y)) return kFailed;
+  return finish(pllm_quantized_embedding((const int64_t*)ti.data, ti.numel(), (const uint8_t*)tw.data, (const float*)ts.data,
+                                         ts.sizes[0], embedding_dim, y, embedding_dim),
+                ret0);
 }
 
 PLLM_EXPORT AOTITorchError aoti_torch_cpu_packed_embedding(AtenTensorHandle ids, AtenTensorHandle weight,

@@ -1,5 +1,7 @@
 """Each pass changes the graph as it says, and not what the graph computes."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -7,8 +9,9 @@ from pllm.build.checkpoint import Checkpoint
 from pllm.build.passes import PASSES, apply_passes
 from pllm.build.passes.drop_assertions import drop_assertions
 from pllm.build.passes.merge_linears import merge_linears
+from pllm.build.passes.pack_experts import pack_experts
 from pllm.build.passes.pack_linears import pack_linears
-from pllm.build.traced import Traced
+from pllm.build.traced import Traced, WeightForm
 
 from .graphs import SIZES, PagedModel, checkpoint_of, traced_of
 
@@ -106,6 +109,19 @@ def test_a_shared_table_is_packed_once(checkpoints: dict[str, Checkpoint], famil
     traced, _ = logits(checkpoints[family], pack_linears)
     (lookup,), head = traced.calls(pllm.packed_embedding.default), traced.calls(pllm.packed_linear.default)[-1]
     assert len({lookup.args[1], head.args[1]}) == tables
+
+
+@pytest.mark.parametrize(("family", "transposed"), [("mixtral", False), ("gpt_oss", True)])
+def test_pack_experts(family: str, transposed: bool, tmp_path: Path) -> None:
+    checkpoint = checkpoint_of(family, tmp_path)
+    _, expected = logits(checkpoint)
+    after, actual = logits(checkpoint, pack_experts)
+    assert count(after, pllm.packed_grouped_linear.default) == 2 * LAYERS
+    assert not any("grouped_mm" in str(node.target) for node in after.graph.nodes)
+    packed = [source for source in after.sources.values() if source.form is WeightForm.PACKED]
+    assert len(packed) == 2 * LAYERS
+    assert {source.transposed for source in packed} == {transposed}
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
 
 
 def test_all_passes(checkpoint: Checkpoint) -> None:

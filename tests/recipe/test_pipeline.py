@@ -57,7 +57,7 @@ def compile_nothing(build: Build, progress: StageProgress) -> None:
             dims={"T": DimRange(min=1, max=8)},
             inputs=(TensorInfo(name="x", dtype="int64", shape=("T",)),),
             outputs=(),
-            constants=(Constant(name="w", weight="w"),),
+            constants=(Constant(name="w", weight="w", shape=(3, 5)),),
         ),
     )
     build.requires = Requires(torch=here.torch, device="cpu", machine=here.architecture, isa=(), glibc=here.glibc)
@@ -74,7 +74,13 @@ def compile_nothing(build: Build, progress: StageProgress) -> None:
         inter_token_target_ms=None,
     )  # fmt: skip
     build.certificate = CertificateSummary(
-        reference="none", num_prompts=1, num_tokens=1, max_logit_error=0.0, bound=0.0, skipped_share=0.0
+        reference="none",
+        num_prompts=1,
+        num_tokens=1,
+        max_logit_error=0.0,
+        bound=0.0,
+        kl_divergence=0.0,
+        skipped_share=0.0,
     )
     progress.say("compiled nothing at all")
 

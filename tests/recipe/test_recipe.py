@@ -77,12 +77,12 @@ def test_all_unknown_keys_come_at_once_each_with_the_nearest(tmp_path: Path) -> 
         ("engine", "inter_token_target_ms = nan", "must be a number from 1 to 60000"),
         ("engine", "max_num_seqs = 600\nmax_num_batched_tokens = 512", "must be at least engine.max_num_seqs (600)"),
         ("engine", "threads = -1", 'must be "auto" or an integer from 1 to 1024, not -1'),
-        ("quantization", 'weights = "int8"', "quantization.weights 'int8' is not in this version"),
-        ("quantization", 'weights = "int4"', "is not in this version"),
+        ("quantization", 'weights = "int3"', 'must be "auto", "float32", "bf16", "int8" or "int4", not "int3"'),
+        ("quantization", 'kv = "int8"', "quantization.kv 'int8' is not in this version"),
         ("quantization", 'kv = "fp8"', "is not in this version"),
         ("quantization", 'kv = "q4"', 'must be "auto", "float32" or "bf16", not "q4"'),
         ("device", 'kind = "tpu"', 'must be "auto", "cpu" or "cuda"'),
-        ("verify", "max_skipped_share = 2", "must be a number from 0 to 1, not 2"),
+        ("verify", "max_skipped_share = 2", 'must be "auto" or a number from 0 to 1, not 2'),
     ],
 )
 def test_wrong_types_and_ranges_name_the_key_and_the_range(tmp_path: Path, section: str, line: str, said: str) -> None:
