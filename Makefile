@@ -25,13 +25,20 @@ LLAMA_SET := llama-cpp-python gguf
 HOST ?= 127.0.0.1
 PORT ?= 8000
 
-.PHONY: help venv serve test nightly smoke-gpu-set lint typecheck contracts bench bench-peers bench-peers-install clean
+# A part of gpu-check, the seconds it has, and where its results go.
+PART ?= kernels
+BUDGET ?= 520
+OUTPUT ?= .scratch/gpu-check
+
+.PHONY: help venv serve test nightly smoke-gpu-set lint typecheck contracts bench bench-peers bench-peers-install cuda-table gpu-check clean
 
 help:
 	@echo 'make serve      build the quickstart model where needed, and serve it on $(HOST):$(PORT)'
 	@echo 'make test       the tests (make nightly: the slow ones; make smoke-gpu-set: with the software of GPU machines, 5 GB)'
 	@echo 'make lint       ruff; make typecheck: mypy --strict; make contracts: who may import whom'
 	@echo 'make bench      measure the CPU kernels; make bench-peers: pllm beside transformers and others, an hour or two'
+	@echo 'make cuda-table the CUDA kernels'"'"' registers, shared memory and spills, without a GPU'
+	@echo 'make gpu-check  on a machine with a GPU: PART=kernels, with PYTHON=python3'
 	@echo 'make clean      remove caches and what was built; keeps environments'
 
 venv: $(STAMP)
@@ -90,6 +97,15 @@ $(LLAMA_ENV)/.installed: Makefile
 	CMAKE_ARGS='-DGGML_NATIVE=ON' $(LLAMA_ENV)/bin/pip install --quiet $(LLAMA_SET)
 	$(LLAMA_ENV)/bin/pip install --quiet --no-deps --editable .
 	@touch $@
+
+# The Triton kernels' registers, shared memory and spills, compiled for every architecture: no GPU needed.
+cuda-table: venv
+	$(BIN)/python -P -m pllm.kernels.cuda.resources
+
+# On a machine with a GPU: installs nothing, uses PYTHON as it is. The link keeps build/ and kernels/ off the path.
+gpu-check:
+	@mkdir -p .scratch/path && ln -sfn '$(CURDIR)/pllm' .scratch/path/pllm
+	PYTHONPATH='$(CURDIR)/.scratch/path' $(PYTHON) tests/perf/gpu/check.py $(PART) --seconds $(BUDGET) --output '$(OUTPUT)'
 
 clean:
 	rm -rf .scratch .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks .import_linter_cache

@@ -78,10 +78,10 @@ class Step:
         for b, ((new, context), count) in enumerate(zip(lengths, counts, strict=True)):
             table[b, :count] = order[at : at + count]
             at += count
-            for position in range(context):
-                entry = torch.randn((2, kv_heads, head_dim), generator=g)
-                block = int(table[b, position // block_size])
-                kv[block, layer, :, :, position % block_size] = reference.stored(entry, kv_dtype)
+            if context:
+                entries = reference.stored(torch.randn((context, 2, kv_heads, head_dim), generator=g), kv_dtype)
+                position = torch.arange(context)
+                kv[table[b].long()[position // block_size], layer, :, :, position % block_size] = entries
             if new and sliding_window:
                 table[b, : max(0, context - new + 1 - sliding_window) // block_size] = -1
         starts = [0, *accumulate(new for new, _ in lengths)]

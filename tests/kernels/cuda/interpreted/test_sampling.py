@@ -44,15 +44,27 @@ FILTERS = [
 
 @pytest.mark.parametrize(("size", "spread"), [(5003, 3.0), (1024, 1.0), (37, 2.0)])
 def test_every_filter(size: int, spread: float) -> None:
-    for g in generators(2, size):
+    for g in generators(1, size):
         logits = spread * torch.randn((len(FILTERS), size + 5), generator=g)[:, :size]
         draw(logits, FILTERS, seed=size)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_narrow_logits_have_ties(dtype: torch.dtype) -> None:
-    for g in generators(2, 1):
+    for g in generators(1, 1):
         draw(torch.randn((len(FILTERS), 2500), generator=g).to(dtype), FILTERS)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("seed", range(20))
+def test_random_filters(seed: int) -> None:
+    g = torch.Generator().manual_seed(seed)
+    size, rows = int(torch.randint(1, 9000, (), generator=g)), 12
+    logits = float(torch.rand((), generator=g) * 6) * torch.randn((rows, size), generator=g)
+    t, k = 0.2 + 1.8 * torch.rand(rows, generator=g), torch.randint(-1, 400, (rows,), generator=g)
+    p, m = (torch.rand(rows, generator=g).clamp(min=1e-3) for _ in range(2))
+    p[torch.rand(rows, generator=g) < 0.3], m[torch.rand(rows, generator=g) < 0.6] = 1.0, 0.0
+    draw(logits, list(zip(*(x.tolist() for x in (t, k, p, 0.2 * m)), strict=True)), seed)
 
 
 def test_a_flat_row_takes_the_long_way() -> None:
