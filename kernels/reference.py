@@ -70,7 +70,8 @@ def quantized_linear(
     scales. A row that is not finite gives what is not. Returns float32 [..., N], N = out_features.
     """
     largest = x.abs().amax(dim=-1, keepdim=True)
-    steps = torch.where((largest > 0) & largest.isfinite(), 127 / largest, torch.zeros_like(largest))
+    steps = torch.full_like(largest, 127) / largest  # 127 / largest would be 127 times the reciprocal, rounded twice
+    steps = steps.where((largest > 0) & largest.isfinite(), torch.zeros_like(largest))
     whole = (x * steps).round().nan_to_num(0).double()
     if scale.dtype == torch.float32:
         sums = whole @ unpack_quantized(weight, out_features, x.shape[-1]).double().T
