@@ -21,7 +21,7 @@ from torch._inductor import aot_compile
 from pllm.build.export import DIMS, program_inputs
 from pllm.build.pipeline import Build
 from pllm.build.progress import StageProgress
-from pllm.build.traced import Traced
+from pllm.build.traced import Traced, value
 from pllm.kernels.cpu.compile import CompilerError, build_library
 from pllm.runtime.errors import BuildError
 from pllm.runtime.machine import Machine
@@ -59,7 +59,8 @@ def compile_programs(build: Build, progress: StageProgress) -> None:
     operator_library(build.staging.path(OPERATORS_LIBRARY))
     progress.say(f"operators: {OPERATORS_LIBRARY}")
     isa = compile_graph(traced, build.staging.path(_PROGRAM))
-    names, shapes = traced.names(), traced.shapes()
+    names = traced.names()
+    shapes = {node.name: value(node).shape for node in traced.graph.nodes if node.name in names}
     build.operators = (OPERATORS_LIBRARY,)
     build.programs = (
         ProgramInfo(
@@ -68,7 +69,9 @@ def compile_programs(build: Build, progress: StageProgress) -> None:
             dims=DIMS,
             inputs=program_inputs(build.kv),
             outputs=(TensorInfo(name="logits", dtype="float32", shape=("rows", build.model.vocab_size)),),
-            constants=tuple(Constant(name=name, weight=name, shape=shapes[node]) for node, name in names.items()),
+            constants=tuple(
+                Constant(name=name, weight=name, shape=tuple(map(int, shapes[node]))) for node, name in names.items()
+            ),
         ),
     )
     here = Machine.this()

@@ -4,7 +4,6 @@ Each stage is a function of the :class:`Build`, in a module of its own that is i
 that is refused, and an artifact that is still fresh, cost no import of torch.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from pllm.build.pack import Staging, build_lock, stage
 from pllm.build.progress import Progress, StageProgress
 from pllm.build.recipe import Recipe
 from pllm.build.resolve import ModelFacts, kv_info, refuse_download, refuse_what_cannot_fit, resolve
+from pllm.build.sources import builder_fingerprint
 from pllm.runtime.artifact import Artifact
 from pllm.runtime.errors import ArtifactError, UserInputError
 from pllm.runtime.machine import Machine, available_memory
@@ -40,7 +40,7 @@ from pllm.runtime.memory import MemoryLedger
 if TYPE_CHECKING:
     from pllm.build.model_source import ModelWeights
 
-__all__ = ["STAGES", "Build", "Stage", "StageFunction", "build_artifact", "builder_fingerprint", "provenance"]
+__all__ = ["STAGES", "Build", "Stage", "StageFunction", "build_artifact", "provenance"]
 
 
 @dataclass(kw_only=True)
@@ -158,17 +158,6 @@ def provenance(recipe: Recipe, checkpoint: Checkpoint) -> Provenance:
         builder_sha256=builder_fingerprint(),
         transformers=transformers,
     )
-
-
-def builder_fingerprint() -> str:
-    """SHA-256 over the sources of ``pllm.build`` and ``pllm.kernels``: a changed compiler makes artifacts stale."""
-    digest = hashlib.sha256()
-    for folder in ("build", "kernels"):
-        root = Path(__file__).parent.parent / folder
-        for path in sorted(path for path in root.rglob("*") if path.suffix in (".py", ".cpp", ".h")):
-            content = hashlib.sha256(path.read_bytes()).hexdigest()
-            digest.update(f"{content}  {folder}/{path.relative_to(root).as_posix()}\n".encode())
-    return digest.hexdigest()
 
 
 def _fresh(target: Path, origin: Provenance) -> Manifest | None:

@@ -4,15 +4,16 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from pllm.build.pipeline import Build
 from pllm.kernels.cpu.library import CpuLibrary
 from pllm.runtime.artifact import MappedWeights
 from pllm.runtime.engine import Engine
+from pllm.runtime.engine_core import LOGIT_ROWS
 from pllm.runtime.kv_pool import KvPool
 from pllm.runtime.machine import cpu_count
 from pllm.runtime.manifest import KvInfo, ProgramInfo
@@ -22,9 +23,44 @@ from pllm.runtime.safetensors_file import SafetensorsFile
 from pllm.runtime.scheduler import Scheduler
 from pllm.runtime.scheduler_config import SchedulerConfig
 
+if TYPE_CHECKING:
+    from pllm.build.pipeline import Build
+
 __all__ = ["Rehearsal", "RehearsalSpec", "rehearsal"]
 
 _CONTEXT = 256
+
+
+class RehearsalSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """What is to be opened, as another process can be told. Files are named within ``directory``."""
+
+    directory: str
+    program: ProgramInfo
+    operators: tuple[str, ...]
+    weights: tuple[str, ...]
+    kv: KvInfo
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_model_len: int
+    num_threads: int
+    vocab_size: int
+
+    @classmethod
+    def of(cls, build: "Build") -> "RehearsalSpec":
+        """What is in the staging folder."""
+        engine = build.recipe.engine
+        return cls(
+            directory=str(build.staging.directory.absolute()),
+            program=build.programs[0],
+            operators=build.operators,
+            weights=build.weights.files,
+            kv=build.kv,
+            max_num_seqs=engine.max_num_seqs,
+            max_num_batched_tokens=max(engine.max_num_batched_tokens, engine.max_num_seqs),
+            max_model_len=min(int(engine.max_model_len), max(_CONTEXT, engine.max_num_batched_tokens)),
+            num_threads=engine.threads if isinstance(engine.threads, int) else cpu_count(),
+            vocab_size=build.model.vocab_size,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +69,14 @@ class Rehearsal:
 
     program: Program
     pool: KvPool
-    library: CpuLibrary
+    runner: ModelRunner
     config: SchedulerConfig
-    num_threads: int
+    num_weight_bytes: int
+    """Of the mapped files, all of whose pages are there."""
 
     def engine(self) -> Engine:
         """The real engine over the program."""
-        runner = ModelRunner(self.program, self.pool, self.library, self.config, num_threads=self.num_threads)
-        return Engine(Scheduler(self.config), runner)
+        return Engine(Scheduler(self.config), self.runner)
 
     def forward(self, sequences: list[tuple[int, list[int]]], *, every_position: bool = False) -> NDArray[np.float32]:
         """Logits of one step; each sequence is (tokens already in the cache, its new tokens), on blocks of its own.
@@ -67,51 +103,21 @@ class Rehearsal:
         return self.program.run(inputs)
 
 
-@dataclass(frozen=True, slots=True)
-class RehearsalSpec:
-    """What is to be opened, as another process can be told."""
-
-    program: ProgramInfo
-    library: Path
-    operators: tuple[Path, ...]
-    weights: tuple[Path, ...]
-    kv: KvInfo
-    max_num_seqs: int
-    max_num_batched_tokens: int
-    max_model_len: int
-    num_threads: int
-    vocab_size: int
-
-    @classmethod
-    def of(cls, build: Build) -> "RehearsalSpec":
-        """What is in the staging folder."""
-        engine, info = build.recipe.engine, build.programs[0]
-        return cls(
-            program=info,
-            library=build.staging.path(info.file),
-            operators=tuple(build.staging.path(name) for name in build.operators),
-            weights=tuple(build.staging.path(name) for name in build.weights.files),
-            kv=build.kv,
-            max_num_seqs=engine.max_num_seqs,
-            max_num_batched_tokens=max(engine.max_num_batched_tokens, engine.max_num_seqs),
-            max_model_len=min(int(engine.max_model_len), max(_CONTEXT, engine.max_num_batched_tokens)),
-            num_threads=engine.threads if isinstance(engine.threads, int) else cpu_count(),
-            vocab_size=build.model.vocab_size,
-        )
-
-
 @contextmanager
 def rehearsal(spec: RehearsalSpec) -> Iterator[Rehearsal]:
-    """Open it. The pool holds every sequence at a few hundred tokens, and the largest step beside them."""
-    block = spec.kv.block_size
+    """Open it, all its memory taken. The pool holds every sequence at a few hundred tokens, and the largest step
+    beside them."""
+    directory, block = Path(spec.directory), spec.kv.block_size
+    operators = [directory / name for name in spec.operators]
     num_blocks = spec.max_num_seqs * -(-_CONTEXT // block) + -(-spec.max_model_len // block)
     with ExitStack() as resources:
         load_torch()
-        library = CpuLibrary.open(spec.operators[0])
+        library = CpuLibrary.open(operators[0])
         library.set_num_threads(spec.num_threads)
-        weights = MappedWeights([SafetensorsFile(path) for path in spec.weights])
+        files = [directory / name for name in spec.weights]
+        weights = MappedWeights([SafetensorsFile(path, populate=True) for path in files])
         resources.callback(weights.close)
-        program = Program.open(spec.program, spec.library, weights.tensors, spec.operators)
+        program = Program.open(spec.program, directory / spec.program.file, weights.tensors, operators)
         resources.callback(program.close)
         pool = KvPool(spec.kv, num_blocks)
         resources.callback(pool.close)
@@ -123,7 +129,8 @@ def rehearsal(spec: RehearsalSpec) -> Iterator[Rehearsal]:
             block_size=block,
             num_blocks=num_blocks,
             prefill_chunk=spec.max_num_batched_tokens,
-            max_logit_rows=spec.max_num_batched_tokens,
+            max_logit_rows=max(LOGIT_ROWS, spec.max_num_seqs),
             vocab_size=spec.vocab_size,
         )
-        yield Rehearsal(program, pool, library, config, spec.num_threads)
+        runner = ModelRunner(program, pool, library, config, num_threads=spec.num_threads)
+        yield Rehearsal(program, pool, runner, config, sum(path.stat().st_size for path in files))

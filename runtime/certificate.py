@@ -12,7 +12,9 @@ from pllm.runtime.engine import Engine
 from pllm.runtime.engine_core import EngineCore
 from pllm.runtime.errors import ArtifactDamagedError
 from pllm.runtime.finding import Finding
+from pllm.runtime.model_runner import ModelRunner
 from pllm.runtime.sampling_params import SamplingParams
+from pllm.runtime.scheduler_config import SchedulerConfig
 from pllm.runtime.sequence import Request
 from pllm.runtime.step import SampleSpec, ScheduledRow, SchedulerOutput
 
@@ -81,11 +83,10 @@ def replay(engine: Engine, prompts: Iterable[tuple[tuple[int, ...], int]]) -> li
     return [tuple(token_ids) for token_ids in found.values()]
 
 
-def measure_step(core: EngineCore, num_seqs: int, num_tokens: int, context: int) -> float:
+def measure_step(runner: ModelRunner, config: SchedulerConfig, num_seqs: int, num_tokens: int, context: int) -> float:
     """Milliseconds of one step, the median of a few, after one to warm up: `num_seqs` sequences of `context` tokens
     after the step, which share its `num_tokens` new ones. Overwrites KV blocks: only while nothing runs.
     """
-    config = core.engine.config
     new = max(1, num_tokens // num_seqs)
     blocks = -(-context // config.block_size)
     params = SamplingParams(temperature=0.0)
@@ -103,7 +104,7 @@ def measure_step(core: EngineCore, num_seqs: int, num_tokens: int, context: int)
     durations = []
     for _ in range(_REPEATS + 1):
         began = time.perf_counter()
-        core.model_runner.execute(SchedulerOutput(rows))
+        runner.execute(SchedulerOutput(rows))
         durations.append(time.perf_counter() - began)
     return 1e3 * sorted(durations[1:])[_REPEATS // 2]
 
@@ -129,7 +130,10 @@ def _latency_findings(core: EngineCore, latencies: Latencies) -> Iterator[Findin
             and row.num_tokens <= config.max_num_batched_tokens
             and row.num_tokens // row.num_seqs <= row.context <= config.max_model_len
         )
-        here = f"{measure_step(core, row.num_seqs, row.num_tokens, row.context):.2f} ms" if fits else "does not fit"
+        here = "does not fit"
+        if fits:
+            ms = measure_step(core.model_runner, config, row.num_seqs, row.num_tokens, row.context)
+            here = f"{ms:.2f} ms"
         yield Finding(
             f"step of {row.num_tokens} tokens, {row.num_seqs} sequences of {row.context}",
             f"{row.ms:.2f} ms",

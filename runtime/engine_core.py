@@ -17,10 +17,11 @@ from pllm.runtime.program import Program, load_torch
 from pllm.runtime.scheduler import Scheduler
 from pllm.runtime.scheduler_config import SchedulerConfig
 
-__all__ = ["EngineCore"]
+__all__ = ["LOGIT_ROWS", "EngineCore"]
 
 _PROGRAM = "main"
-_LOGIT_ROWS = 64  # at least: prompts whose every token needs its logits advance by this many a step
+LOGIT_ROWS = 64
+"""A step's rows of logits, at least: prompts whose every token needs its logits advance by this many."""
 
 
 class EngineCore:
@@ -76,7 +77,7 @@ class EngineCore:
             block_size=plan.block_size,
             num_blocks=plan.num_blocks,
             prefill_chunk=manifest.engine.prefill_chunk,
-            max_logit_rows=max(_LOGIT_ROWS, plan.max_num_seqs),
+            max_logit_rows=max(LOGIT_ROWS, plan.max_num_seqs),
             vocab_size=manifest.model.vocab_size,
             enable_prefix_caching=enable_prefix_caching,
             **({} if max_waiting is None else {"max_waiting": max_waiting}),

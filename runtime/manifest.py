@@ -68,7 +68,7 @@ class Provenance(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     checkpoint_sha256: Sha256
     pllm: str
     builder_sha256: Sha256
-    """Of pllm's own build and kernel sources."""
+    """Of pllm's own sources, as far as they decide what is in an artifact."""
     transformers: str
 
 

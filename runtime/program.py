@@ -289,18 +289,18 @@ class Program:
             raise ArtifactDamagedError(f"{library} has {has} inputs and outputs, its manifest says {said}", library)
 
     def _give_weights(self, library: Path, weights: Mapping[str, Weight]) -> None:
-        """Checks what AOTInductor does not: that each constant gets a weight of its own dtype and size."""
+        """Checks what AOTInductor does not: that each constant gets a weight of its own dtype, size and shape."""
 
         def damaged(reason: str) -> ArtifactDamagedError:
             return ArtifactDamagedError(f"{library}: {reason}; build the artifact again", library)
 
-        names = {constant.name: constant.weight for constant in self.info.constants}
+        declared = {constant.name: constant for constant in self.info.constants}
         count = self._number("GetNumConstants")
         found: set[str] = set()
         entries = (_ConstantEntry * count)()
         for i in range(count):
             constant = self._text("GetConstantOriginalFQN", i)
-            weight = weights.get(names.get(constant, ""))
+            weight = weights.get(declared[constant].weight) if constant in declared else None
             if weight is None:
                 raise damaged(f"no weight for the program's constant {constant!r}")
             dtype = _SAFETENSORS.get(weight.dtype)
@@ -311,12 +311,17 @@ class Program:
                     f"constant {constant!r} has torch's dtype {wanted[0]} and {wanted[1]} bytes, but its weight "
                     f"{weight.name!r} is {weight.dtype}{list(weight.shape)}"
                 )
+            if weight.shape != declared[constant].shape:
+                raise damaged(
+                    f"constant {constant!r} has the shape {list(declared[constant].shape)}, but its weight "
+                    f"{weight.name!r} has {list(weight.shape)}"
+                )
             handle = self._torch.tensor(weight.address, weight.shape, dtype)
             self._constants.append(handle)
             entries[i] = _ConstantEntry(self._text("GetConstantName", i).encode(), handle)
             found.add(constant)
-        if found != set(names):
-            raise damaged(f"the manifest gives weights for constants that it lacks: {sorted(set(names) - found)}")
+        if found != set(declared):
+            raise damaged(f"the manifest gives weights for constants that it lacks: {sorted(set(declared) - found)}")
         if count:
             self._call("UpdateUserManagedConstantBufferPairs", self._container, entries, count, False, True)
 

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from pllm.runtime.artifact import MANIFEST, SEAL, Artifact
 from pllm.runtime.errors import ArtifactDamagedError, ArtifactError, ArtifactMismatchError
 from pllm.runtime.machine import Machine
+from pllm.runtime.manifest import FORMAT_VERSION
 
 from .sealed import WEIGHTS, make_artifact, rewrite, write_document
 
@@ -154,6 +155,8 @@ MISUSES: dict[str, Callable[[dict[str, Any]], None]] = {
     "operators not listed": lambda d: d.update(operators=["ops/other.so"]),
     "weights not listed": lambda d: d["weights"].update(files=["weights/../../x.safetensors"]),
     "no programs": lambda d: d.update(programs=[]),
+    "negative shape": lambda d: d["programs"][0]["constants"][0].update(shape=[-15, -4]),
+    "no shape": lambda d: d["programs"][0]["constants"][0].pop("shape"),
     "negative size": lambda d: d["files"]["golden.json"].update(size=-1),
     "absurd size": lambda d: d["files"]["golden.json"].update(size=2**80),
     "no hash": lambda d: d["files"]["golden.json"].update(sha256="0"),
@@ -179,7 +182,16 @@ def test_a_manifest_that_contradicts_itself_is_refused(artifact_path: Path, misu
 
 @pytest.mark.parametrize(
     "document",
-    [b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 1_000_000, b'{"a":' * 500_000, b'{"format_version": 1}'],
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b"\xff\xfe",
+        b"[" * 1_000_000,
+        b'{"a":' * 500_000,
+        b'{"format_version": %d}' % FORMAT_VERSION,
+    ],
     ids=["empty", "open", "list", "null", "not text", "deep list", "deep object", "bare"],
 )
 def test_a_manifest_that_is_no_manifest_is_refused(artifact_path: Path, document: bytes) -> None:

@@ -1,0 +1,144 @@
+"""The measurement: what a step takes of time and memory on this machine, in a process that holds what a serving one
+holds and nothing else.
+
+In the build's own process, with torch and Inductor loaded, a prefill of 128 tokens of the quickstart model was once
+seen to take 592 ms instead of 6. As a program (``python -m pllm.build.measurement``) this reads a Question from
+standard input and writes what was Measured to standard output, both as JSON.
+"""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from pllm.build.rehearsal import Rehearsal, RehearsalSpec, rehearsal
+from pllm.runtime.certificate import Latency, measure_step
+from pllm.runtime.errors import BuildError, PllmError
+from pllm.runtime.sampling_params import SamplingParams
+from pllm.runtime.scheduler_config import SchedulerConfig
+from pllm.runtime.step import SampleSpec, ScheduledRow, SchedulerOutput
+
+__all__ = ["Measured", "Question", "ask", "largest_steps", "measure"]
+
+_DECODE_CONTEXT = 128
+_PREFILL_SIZES = (32, 128)
+
+
+class Question(msgspec.Struct, frozen=True):
+    """What is to be measured: every bucket, and a few prefill sizes."""
+
+    spec: RehearsalSpec
+    buckets: tuple[int, ...]
+
+
+class Measured(msgspec.Struct, frozen=True):
+    """Bytes, and rows of the latency table."""
+
+    activations: int
+    """By how much the largest step makes the process grow."""
+    runtime: int
+    """What the process holds beside the weights and the KV pool, between steps."""
+    decode: tuple[Latency, ...]
+    prefill: tuple[Latency, ...]
+
+
+def ask(question: Question) -> Measured:
+    """Measure in a process of its own. Raises BuildError with its last words where it fails."""
+    command = [sys.executable, "-P", "-m", "pllm.build.measurement"]
+    done = subprocess.run(command, input=msgspec.json.encode(question), capture_output=True, check=False)
+    if done.returncode:
+        said = done.stderr.decode(errors="replace").strip().splitlines()
+        reason = said[-1] if said else f"exit code {done.returncode}"
+        raise BuildError(f"the compiled program cannot be measured: {reason}")
+    return msgspec.json.decode(done.stdout, type=Measured)
+
+
+def measure(question: Question) -> Measured:
+    """Measure in this process."""
+    with rehearsal(question.spec) as opened:
+        config = opened.config
+        activations, runtime = _memory(opened)
+        largest = min(config.max_num_batched_tokens, config.max_model_len)
+        context = min(_DECODE_CONTEXT, config.max_model_len)
+        decode = tuple(_latency(opened, bucket, bucket, context) for bucket in question.buckets)
+        sizes = sorted({min(size, largest) for size in (*_PREFILL_SIZES, largest)})
+        prefill = tuple(_latency(opened, 1, size, size) for size in sizes)
+    return Measured(activations, runtime, decode, prefill)
+
+
+def largest_steps(config: SchedulerConfig) -> Iterator[SchedulerOutput]:
+    """The steps that take the most memory: as many sequences and tokens as may be, every one sampled from with all that
+    sampling may want; and again with as many rows of logits as may be."""
+    sequences, tokens, most = config.max_num_seqs, config.max_num_batched_tokens, config.max_model_len
+    params = SamplingParams(temperature=1.0, top_p=0.9, frequency_penalty=0.1, logprobs=20)
+
+    def row(seq: int, length: int, *, scored: bool = False) -> ScheduledRow:
+        blocks = -(-length // config.block_size)
+        return ScheduledRow(
+            seq_id=seq,
+            start=0,
+            token_ids=[0] * length,
+            block_table=[(seq * blocks + i) % config.num_blocks for i in range(blocks)],
+            samples=() if scored else (SampleSpec(seq, params, (0,), (), seed=0),),
+            prompt_logprobs=20 if scored else None,
+            prompt_targets=[0] * length if scored else (),
+        )
+
+    yield SchedulerOutput(tuple(row(i, length) for i, length in enumerate(_lengths(sequences, tokens, most))))
+    others = sequences - 1
+    scored = min(config.max_logit_rows - others, tokens - others, most)
+    rest = _lengths(others, tokens - scored, most)
+    yield SchedulerOutput((row(0, scored, scored=True), *(row(1 + i, length) for i, length in enumerate(rest))))
+
+
+def _lengths(sequences: int, tokens: int, most: int) -> list[int]:
+    """Tokens shared out among sequences, from one to ``most`` to each, the first ones as long as may be."""
+    lengths: list[int] = []
+    for left in range(sequences - 1, -1, -1):
+        lengths.append(min(most, tokens - sum(lengths) - left))
+    return lengths
+
+
+def _memory(opened: Rehearsal) -> tuple[int, int]:
+    """Bytes of activations and of the runtime.
+
+    The weights' pages and the pool's are there before the first step, and a small step has been run: what grows during
+    the largest steps is their own.
+    """
+    opened.pool.array.fill(0)  # an older kernel leaves pages to their first use
+    small = SchedulerOutput(next(largest_steps(opened.config)).rows[-1:])
+    opened.runner.execute(small)
+    before = _status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts anew
+    for step in largest_steps(opened.config):
+        opened.runner.execute(step)
+    activations = _status("VmHWM") - before
+    return max(activations, 0), max(before - opened.num_weight_bytes - opened.pool.array.nbytes, 0)
+
+
+def _latency(opened: Rehearsal, num_seqs: int, num_tokens: int, context: int) -> Latency:
+    ms = measure_step(opened.runner, opened.config, num_seqs, num_tokens, context)
+    return Latency(num_seqs, num_tokens, context, round(ms, 4))
+
+
+def _status(field: str) -> int:
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * 1024
+    raise BuildError(f"/proc/self/status has no {field}")
+
+
+def _main() -> int:
+    try:
+        measured = measure(msgspec.json.decode(sys.stdin.buffer.read(), type=Question))
+    except PllmError as error:
+        print(error, file=sys.stderr)
+        return 1
+    sys.stdout.buffer.write(msgspec.json.encode(measured))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(_main())

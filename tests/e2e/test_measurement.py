@@ -1,0 +1,67 @@
+"""What the profile measures of the quickstart model makes sense, and is measured from wherever a build is started."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from pllm.build.measurement import Measured, Question
+from pllm.build.rehearsal import RehearsalSpec
+from pllm.runtime.artifact import Artifact
+from pllm.runtime.engine_core import LOGIT_ROWS
+
+SCRIPT = """
+import sys, msgspec
+from pllm.build.measurement import Question, ask
+sys.stdout.buffer.write(msgspec.json.encode(ask(msgspec.json.decode(sys.argv[1], type=Question))))
+"""
+
+
+@pytest.fixture(scope="module")
+def question(artifact: Path) -> Question:
+    manifest = Artifact.read(artifact).manifest
+    engine = manifest.engine
+    spec = RehearsalSpec(
+        directory=str(artifact),
+        program=manifest.program("main"),
+        operators=manifest.operators,
+        weights=manifest.weights.files,
+        kv=manifest.kv,
+        max_num_seqs=engine.max_num_seqs,
+        max_num_batched_tokens=engine.max_num_batched_tokens,
+        max_model_len=engine.max_model_len,
+        num_threads=1,
+        vocab_size=manifest.model.vocab_size,
+    )
+    return Question(spec, (1, 2))
+
+
+@pytest.fixture(scope="module")
+def measured(question: Question) -> Measured:
+    """Asked for by a script that is read from standard input: it has no file that a second process could import."""
+    done = subprocess.run(
+        [sys.executable, "-", msgspec.json.encode(question).decode()],
+        input=SCRIPT.encode(),
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    return msgspec.json.decode(done.stdout, type=Measured)
+
+
+def test_the_table_has_every_bucket_and_the_prefills(question: Question, measured: Measured) -> None:
+    assert [(row.num_seqs, row.num_tokens) for row in measured.decode] == [(1, 1), (2, 2)]
+    sizes = [row.num_tokens for row in measured.prefill]
+    assert sizes == sorted(set(sizes))
+    assert sizes[-1] == question.spec.max_num_batched_tokens
+    assert all(row.ms > 0 for row in (*measured.decode, *measured.prefill))
+
+
+def test_activations_are_the_largest_steps_tensors(question: Question, measured: Measured, artifact: Path) -> None:
+    """Neither the weights nor the pool, which are counted elsewhere."""
+    manifest = Artifact.read(artifact).manifest
+    logits = max(LOGIT_ROWS, question.spec.max_num_seqs) * manifest.model.vocab_size * 4
+    assert logits <= measured.activations <= 16 * logits
+    assert 16 << 20 < measured.runtime < 512 << 20  # libtorch, numpy, Python itself
