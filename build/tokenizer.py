@@ -155,7 +155,12 @@ def _compare_text(checkpoint: Checkpoint, ours: Tokenizer, theirs: Any, text: st
         )
 
     for special in (True, False):
-        expected = theirs.encode(text, add_special_tokens=special)
+        try:
+            expected = theirs.encode(text, add_special_tokens=special)
+        except Exception as error:  # the Rust side raises bare Exceptions
+            raise CheckpointError(
+                f"{checkpoint.label}: its tokenizer ({type(theirs).__name__}) cannot encode {text!r}: {error}"
+            ) from error
         if ours.encode(text, special) != expected:
             raise differs("encode", ours.encode(text, special), expected)
     for skip in (True, False):

@@ -1,6 +1,7 @@
 """A model's weights, made of a checkpoint's tensors one at a time, are those that from_pretrained loads."""
 
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,7 +30,7 @@ def sharded(family: str, directory: Path) -> Checkpoint:
     whole = checkpoint_of(family, directory / "whole")
     model = transformers.AutoModelForCausalLM.from_pretrained(whole.directory, dtype="auto")
     model.save_pretrained(directory / "shards", max_shard_size="40KB")
-    (directory / "shards" / "tokenizer.json").write_bytes((whole.directory / "tokenizer.json").read_bytes())
+    shutil.copy(whole.directory / "tokenizer.json", directory / "shards")
     return Checkpoint(directory / "shards", label=family)
 
 

@@ -247,6 +247,14 @@ def test_a_tokenizer_that_encodes_otherwise_here_stops_the_build(
         saved(checkpoint, tmp_path / "out")
 
 
+def test_a_tokenizer_that_cannot_encode_is_refused(tmp_path: Path) -> None:
+    """It names an unknown token that its vocabulary lacks."""
+    checkpoint = checkpoint_with(tmp_path / "checkpoint", "llama 3")
+    Backend(models.WordLevel({"a": 0}, unk_token="<unk>")).save(str(checkpoint.directory / "tokenizer.json"))
+    with pytest.raises(CheckpointError, match=r"tiny: its tokenizer \(\w+\) cannot encode"):
+        saved(checkpoint, tmp_path / "out")
+
+
 def test_a_tokenizer_that_transformers_cannot_load_is_refused(checkpoint_path: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="transformers cannot load its tokenizer"):
         saved(Checkpoint(checkpoint_path, label="tiny"), tmp_path / "out")
