@@ -25,7 +25,7 @@ from pllm.runtime.errors import PllmError
 
 from .comparison import Comparison
 from .metrics import METRICS
-from .sides import LLAMA_PYTHON, ROOT, Side, Trial, TrialError
+from .sides import ROOT, Side, Trial, TrialError, llama_cpp_side
 
 RESULTS = ROOT / "tests" / "perf" / "results"
 REPS = {"W1": 3, "W2": 2, "W3": 1, "W4": 1}
@@ -44,7 +44,7 @@ def main() -> int:
             print(f"{artifacts[label]} was built from other weights than {options.checkpoint} has: build it again")
             return 2
     vocab_size = next(iter(manifests.values())).model.vocab_size
-    sides, absent = all_sides(artifacts, checkpoint.directory, options.peers)
+    sides, absent = all_sides(artifacts, checkpoint.directory, fingerprint, options.peers)
     machine = MachineFacts.here()
     for reason in absent:
         say(f"left out: {reason}")
@@ -94,7 +94,9 @@ def labelled(word: str) -> tuple[str, Path]:
     return label, Path(path)
 
 
-def all_sides(artifacts: dict[str, Path], checkpoint: Path, peers: list[str]) -> tuple[list[Side], list[str]]:
+def all_sides(
+    artifacts: dict[str, Path], checkpoint: Path, fingerprint: str, peers: list[str]
+) -> tuple[list[Side], list[str]]:
     """pllm's sides and the peers that are there; and the peers that are not, with the reason."""
     sides = [Side(label, "run_pllm", "library", path.resolve(), is_ours=True) for label, path in artifacts.items()]
     absent = []
@@ -104,10 +106,11 @@ def all_sides(artifacts: dict[str, Path], checkpoint: Path, peers: list[str]) ->
         label = "transformers, continuous batching"
         sides.append(Side(label, "run_transformers", "continuous", checkpoint, ("W1", "W2", "W3")))
     if "llama-cpp" in peers:
-        if LLAMA_PYTHON.is_file():
-            sides.append(Side("llama.cpp f32", "run_llama_cpp", "f32", checkpoint, python=LLAMA_PYTHON))
+        found = llama_cpp_side(checkpoint, fingerprint)
+        if isinstance(found, Side):
+            sides.append(found)
         else:
-            absent.append("llama.cpp is not installed; make bench-peers-install installs it")
+            absent.append(found)
     return sides, absent
 
 

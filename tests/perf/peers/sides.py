@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["LLAMA_PYTHON", "Side", "Trial", "TrialError"]
+__all__ = ["ROOT", "Side", "Trial", "TrialError", "llama_cpp_side"]
 
 HERE = Path(__file__).parents[1]
 ROOT = HERE.parents[1]
-LLAMA_PYTHON = ROOT / ".venv-peers" / "llama-cpp" / "bin" / "python"
+LLAMA_ENV = ROOT / ".venv-peers" / "llama-cpp"
 _TIME_LIMIT = 3600.0
 
 
@@ -45,26 +45,48 @@ class Side:
 
     def run(self, workload: str, *, vocab_size: int, reps: int, threads: int) -> Trial:
         """One process (which may start others), from its start to its end. Raises TrialError."""
-        command = [
-            *(str(self.python), "-m", f"peers.{self.module}", str(self.model), workload),
-            *("--engine", self.engine, "--vocab-size", str(vocab_size)),
+        words = [
+            *(str(self.model), workload, "--engine", self.engine, "--vocab-size", str(vocab_size)),
             *("--reps", str(reps), "--threads", str(threads)),
         ]
-        environment = {
-            **{name: value for name, value in os.environ.items() if name != "PLLM_API_KEY"},
-            "PYTHONPATH": os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")])),
-            "PYTHONSAFEPATH": "1",  # the repository's build/ and kernels/ are no packages of PyPI
-            "OMP_NUM_THREADS": str(threads),
-            "MKL_NUM_THREADS": str(threads),
-            "TOKENIZERS_PARALLELISM": "false",
-            "HF_HUB_OFFLINE": "1",
-        }
-        done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, check=False, timeout=_TIME_LIMIT
-        )
+        try:
+            done = run_module(self.python, self.module, words, threads)
+        except subprocess.TimeoutExpired as error:
+            raise TrialError(f"{self.label}, {workload}: no answer within {error.timeout:.0f} s") from None
         lines = done.stdout.strip().splitlines()
         if done.returncode != 0 or not lines:
             said = "\n".join(done.stderr.strip().splitlines()[-15:])
             raise TrialError(f"{self.label}, {workload}: exit code {done.returncode}\n{said}")
         answer: dict[str, Any] = json.loads(lines[-1])
         return Trial(**answer)
+
+
+def llama_cpp_side(checkpoint: Path, fingerprint: str) -> Side | str:
+    """llama.cpp's side, its model converted at the first call; or why there is none."""
+    if not (LLAMA_ENV / ".installed").is_file():
+        return "llama.cpp is not installed; make bench-peers-install installs it"
+    python = LLAMA_ENV / "bin" / "python"
+    models = LLAMA_ENV.parent / "models"
+    models.mkdir(exist_ok=True)
+    model = models / f"{fingerprint[:16]}-f32.gguf"
+    if not model.is_file():
+        done = run_module(python, "gguf_checkpoint", [str(checkpoint), str(model)], threads=1)
+        if done.returncode != 0:
+            said = done.stderr.strip().splitlines() or ["no reason"]
+            return f"the checkpoint was not converted for llama.cpp: {said[-1]}"
+    return Side("llama.cpp f32", "run_llama_cpp", "f32", model, python=python)
+
+
+def run_module(python: Path, module: str, words: list[str], threads: int) -> subprocess.CompletedProcess[str]:
+    """A program of this package in a process of its own, to its end."""
+    environment = {
+        **{name: value for name, value in os.environ.items() if name != "PLLM_API_KEY"},
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")])),
+        "PYTHONSAFEPATH": "1",  # the repository's build/ and kernels/ are no packages of PyPI
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_OFFLINE": "1",
+    }
+    command = [str(python), "-m", f"peers.{module}", *words]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=_TIME_LIMIT)
