@@ -80,6 +80,7 @@ def checkpoint_of(family: str, directory: Path) -> Checkpoint:
     model.save_pretrained(directory)
     words = {f"w{i}": i for i in range(VOCABULARY)}
     Tokenizer(models.WordLevel(words, unk_token="w0")).save(str(directory / "tokenizer.json"))
+    (directory / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
     return Checkpoint(directory, label=family)
 
 
