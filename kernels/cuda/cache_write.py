@@ -163,6 +163,9 @@ def norm_rope_write_kernel(
     """Grid: (tokens, tiles of HEADS query heads, then key heads, then value heads). Q_HEADS 0: no queries."""
     token = tl.program_id(0).to(tl.int64)
     tile = tl.program_id(1)
+    # A program passes its floats as float64; nothing here may be computed in it.
+    eps, weight_offset = tl.cast(eps, tl.float32), tl.cast(weight_offset, tl.float32)
+    k_inverse_scale, v_inverse_scale = tl.cast(k_inverse_scale, tl.float32), tl.cast(v_inverse_scale, tl.float32)
     q_tiles: tl.constexpr = (Q_HEADS + HEADS - 1) // HEADS
     kv_tiles: tl.constexpr = (KV_HEADS + HEADS - 1) // HEADS
     slot = tl.load(slots + token)

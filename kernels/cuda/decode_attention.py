@@ -77,6 +77,8 @@ def decode_attention_kernel(
     kv_head = tl.program_id(1)
     kv_heads = tl.num_programs(1)
     log2e = 1.4426950408889634
+    # A program passes its floats as float64; nothing here may be computed in it.
+    scale, v_scale, softcap = tl.cast(scale, tl.float32), tl.cast(v_scale, tl.float32), tl.cast(softcap, tl.float32)
 
     # Every program works out the same division: the tiles of each sequence, and where they end in the line of all.
     sequence = tl.arange(0, BATCH)

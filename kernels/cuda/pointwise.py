@@ -31,6 +31,8 @@ def add_rms_norm_kernel(
     """Grid: (rows,). BLOCK: a power of two, SIZE at most: a row is held in registers."""
     row = tl.program_id(0).to(tl.int64)
     i = tl.arange(0, BLOCK)
+    # A program passes its floats as float64; nothing here may be computed in it.
+    eps, weight_offset = tl.cast(eps, tl.float32), tl.cast(weight_offset, tl.float32)
     is_element = i < SIZE
     # The weight does not depend on the kernel before: its load is under way while the row's is waited for.
     w = tl.load(weight + i, mask=is_element, other=0).to(tl.float32) + weight_offset

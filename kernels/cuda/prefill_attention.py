@@ -122,6 +122,8 @@ def prefill_attention_kernel(
     kv_head = tl.program_id(1)
     kv_heads = tl.num_programs(1)
     tokens_per_tile: tl.constexpr = BLOCK_M // GROUP
+    # A program passes its floats as float64; nothing here may be computed in it.
+    scale, v_scale, softcap = tl.cast(scale, tl.float32), tl.cast(v_scale, tl.float32), tl.cast(softcap, tl.float32)
 
     sequence = tl.arange(0, BATCH)
     is_sequence = sequence < num_sequences

@@ -3,7 +3,7 @@
     python -m pllm.kernels.cuda.resources [--device sm_80 sm_90 sm_100] [--only NAME]
 
 Every kernel is compiled for shapes of real models, with the configuration that is shipped for the device. Exits with 1
-where one spills registers, or wants more shared memory than a program may have.
+where one spills registers, computes in float64, or wants more shared memory than a program may have.
 """
 
 import argparse
@@ -14,7 +14,6 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import triton
@@ -54,12 +53,14 @@ class Resources:
     shared: int
     stack: int
     num_warps: int
+    doubles: int
+    """Operations in float64, which are many times slower than in float32: none is meant."""
     instructions: str
     """Of the matrix unit and the asynchronous copies in the code, by count: what the compiler made of it."""
 
     @property
     def fits(self) -> bool:
-        return self.stack == 0 and self.shared <= DEVICES[self.device].shared_memory
+        return self.stack == 0 and self.doubles == 0 and self.shared <= DEVICES[self.device].shared_memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,12 +173,13 @@ def compiled(device: str, label: str, launch: Launch) -> Resources:
         shared=int(code.metadata.shared),
         stack=int(found[2]) + int(found[3]),
         num_warps=int(code.metadata.num_warps),
+        doubles=len(re.findall(r"^\s*(?:@\S+ )?(?!cvt|mov|ld|st)\w+[.\w]*\.f64", ptx, re.MULTILINE)),
         instructions=" ".join(f"{count} {name}" for name, count in counts.items() if count),
     )
 
 
 def _source(launch: Launch) -> ASTSource:
-    """What Triton compiles for such a call: types, constants, and which values are multiples of 16."""
+    """What is compiled for such a call in a program: types, constants, and which values are multiples of 16."""
     signature, constants, attributes = {}, {}, {}
     for i, parameter in enumerate(launch.kernel.params):
         name, value = parameter.name, launch.arguments[parameter.name]
@@ -188,7 +190,7 @@ def _source(launch: Launch) -> ASTSource:
             constants[(i,)] = value
             continue
         else:
-            signature[name] = "i32" if type(value) is int else "fp32"
+            signature[name] = "i32" if type(value) is int else "fp64"  # as AOTInductor has floats
         if isinstance(value, torch.dtype) or (type(value) is int and value % 16 == 0):
             attributes[(i,)] = [["tt.divisibility", 16]]
     return ASTSource(fn=launch.kernel, signature=signature, constexprs=constants, attrs=attributes)
@@ -201,7 +203,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     rows: list[Resources] = []
     table = Table(title="the kernels' code")
-    for column in ("device", "kernel", "case", "warps", "registers", "shared", "stack", "instructions"):
+    for column in ("device", "kernel", "case", "warps", "registers", "shared", "stack", "doubles", "instructions"):
         table.add_column(column, justify="left" if column in {"device", "kernel", "case", "instructions"} else "right")
     for device in options.device:
         operators = CudaOperators(Configurations(device))
@@ -209,22 +211,21 @@ def main(arguments: list[str] | None = None) -> int:
             if options.only is None or options.only in launch.name:
                 row = compiled(device, label, launch)
                 rows.append(row)
-                cells: list[Any] = [
+                cells = (row.num_warps, row.registers, row.shared, row.stack, row.doubles)
+                table.add_row(
                     row.device,
                     row.kernel,
                     row.case,
-                    row.num_warps,
-                    row.registers,
-                    row.shared,
-                    row.stack,
-                ]
-                table.add_row(*map(str, cells), row.instructions, style=None if row.fits else "bold red")
+                    *map(str, cells),
+                    row.instructions,
+                    style=None if row.fits else "bold red",
+                )
         table.add_section()
     console = Console(width=None if sys.stdout.isatty() else 160)
     console.print(table)
     failed = [row for row in rows if not row.fits]
     if failed or not rows:
-        console.print(f"{len(failed)} of {len(rows)} kernels spill registers or want too much shared memory")
+        console.print(f"{len(failed)} of {len(rows)} kernels spill, compute in float64, or want too much shared memory")
         return 1
     console.print(f"{len(rows)} kernels, no spills")
     return 0

@@ -49,6 +49,8 @@ def small_linear_kernel(
 
     GATED: the weight is [2 N, K], the gate's rows first. K is a multiple of BLOCK_K, or masked.
     """
+    # A program passes its floats as float64; nothing here may be computed in it.
+    eps, weight_offset = tl.cast(eps, tl.float32), tl.cast(weight_offset, tl.float32)
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     is_n = n < N
     k = tl.arange(0, BLOCK_K)

@@ -1,5 +1,6 @@
 """The operators on CUDA as torch sees them: kept by export, dissolved into launches by what compiles, without a GPU."""
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -7,9 +8,16 @@ import pytest
 import torch
 import triton
 from torch._functorch.aot_autograd import aot_export_module
-from torch._higher_order_ops.triton_kernel_wrap import kernel_side_table, triton_kernel_wrapper_functional
+from torch._higher_order_ops.triton_kernel_wrap import (
+    kernel_side_table,
+    triton_kernel_wrapper_functional,
+    triton_kernel_wrapper_mutation,
+)
+from torch._inductor.fx_passes.post_grad import post_grad_passes
+from torch._inductor.virtualized import V
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim, ExportedProgram
+from torch.fx import Graph
 from triton.backends.compiler import GPUTarget
 
 from pllm.kernels import reference
@@ -113,6 +121,27 @@ def exported(max_rows: int | None, most: int) -> ExportedProgram:
     return torch.export.export(Layer(max_rows), inputs, dynamic_shapes=tuple(dims), strict=False)
 
 
+def functional(program: ExportedProgram) -> Graph:
+    """What AOTAutograd makes of it for Inductor: no operators of ours; at the end, the pool is copied to its input."""
+    values = [node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"]
+    module, signature = aot_export_module(program.module(), values, trace_joint=False)
+    graph: Graph = module.graph
+    inputs = {node.name: node for node in graph.nodes if node.op == "placeholder"}
+    output = next(node for node in graph.nodes if node.op == "output")
+    changed = {
+        node: inputs[signature.user_inputs_to_mutate[node.name]]
+        for node in output.args[0]
+        if node.name in signature.user_inputs_to_mutate
+    }
+    # aot_export_module gives the changed input out; a compiled program changes it, which no GPU-less torch can trace.
+    for node, target in changed.items():
+        with graph.inserting_before(output):
+            graph.call_function(torch.ops.aten.copy_.default, (target, node)).meta["val"] = target.meta["val"]
+    output.args = (tuple(node for node in output.args[0] if node not in changed),)
+    module.recompile()
+    return graph
+
+
 @pytest.mark.parametrize(("max_rows", "most", "kernels"), [(8, 8, 6), (1, 1, 6), (None, 256, 9)])
 def test_a_layer_is_as_few_kernels_as_it_may_be(
     registered: None, max_rows: int | None, most: int, kernels: int
@@ -121,20 +150,17 @@ def test_a_layer_is_as_few_kernels_as_it_may_be(
     program = exported(max_rows, max(most, 4))
     names = [str(node.target) for node in program.graph.nodes if "pllm" in str(node.target)]
     assert names.count("pllm.small_linear.default") == (4 if max_rows else 0)
-    values = [node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"]
-    graph, _ = aot_export_module(program.module(), values, trace_joint=False)
-    nodes = [node for node in graph.graph.nodes if node.op == "call_function"]
+    graph = functional(program)
+    nodes = [node for node in graph.nodes if node.op == "call_function"]
     assert not any("pllm" in str(node.target) for node in nodes)
     calls = [node for node in nodes if node.target is triton_kernel_wrapper_functional]
     products = [node for node in nodes if node.target in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)]
     assert len(calls) + len(products) == kernels
-    # What a launch says it writes to is what Inductor would have to copy, were it used again: the pool, by the write.
+    # What a launch writes to is what Inductor would have to copy, were it read afterwards as it was.
     written = {kernel_side_table.get_kernel(node.kwargs["kernel_idx"]).fn.__name__: node for node in calls}
     assert set(written["norm_rope_write_kernel"].kwargs["tensors_to_clone"]) == {"kv", "q_out", "arrivals"}
-    assert "kv" not in written["decode_attention_kernel"].kwargs["tensors_to_clone"]
-    assert {"arrivals", "partials", "statistics", "out"} == set(
-        written["decode_attention_kernel"].kwargs["tensors_to_clone"]
-    )
+    mine = {"arrivals", "partials", "statistics", "out"}
+    assert set(written["decode_attention_kernel"].kwargs["tensors_to_clone"]) == mine
 
 
 class Attention(torch.nn.Module):
@@ -145,18 +171,18 @@ class Attention(torch.nn.Module):
         return (ops.paged_attention(q, k, k, kv, table, starts, contexts, None, 0, 0.25, 0, 0.0),)
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_what_a_cpu_runs_stays_whole(registered: None, device: str) -> None:
+def attention(device: str) -> ExportedProgram:
     """The operator as transformers' attention is traced to, before any pass."""
     with FakeTensorMode():
-        q, k, pool = (
-            torch.empty(shape, device=device) for shape in ((1, 4, 3, 16), (1, 2, 3, 16), (4, 1, 2, 2, 16, 16))
-        )
+        shapes = ((1, 4, 3, 16), (1, 2, 3, 16), (4, 1, 2, 2, 16, 16))
+        q, k, pool = (torch.empty(shape, device=device) for shape in shapes)
         inputs = [torch.empty(shape, dtype=torch.int32, device=device) for shape in ((1, 1), (2,), (1,))]
-    program = torch.export.export(Attention(), (q, k, pool, *inputs), strict=False)
-    values = [node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"]
-    graph, _ = aot_export_module(program.module(), values, trace_joint=False)
-    targets = [node.target for node in graph.graph.nodes]
+    return torch.export.export(Attention(), (q, k, pool, *inputs), strict=False)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_what_a_cpu_runs_stays_whole(registered: None, device: str) -> None:
+    targets = [node.target for node in functional(attention(device)).nodes]
     assert targets.count(triton_kernel_wrapper_functional) == (0 if device == "cpu" else 4)
     assert targets.count(torch.ops.higher_order.auto_functionalized_v2) == (1 if device == "cpu" else 0)
 
@@ -193,7 +219,52 @@ def call_arguments(name: str) -> tuple[Any, ...]:
     return arguments[name]
 
 
-@pytest.mark.parametrize("name", [name for name, operator in OPERATORS.items() if "cuda" in operator.implementations])
+class Call(torch.nn.Module):
+    """An operator alone, over its tensors."""
+
+    def __init__(self, name: str, arguments: tuple[Any, ...]) -> None:
+        super().__init__()
+        self.operator = getattr(ops, name)
+        self.arguments = [None if isinstance(argument, torch.Tensor) else argument for argument in arguments]
+        self.places = [i for i, argument in enumerate(arguments) if isinstance(argument, torch.Tensor)]
+
+    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        arguments = list(self.arguments)
+        for place, tensor in zip(self.places, tensors, strict=True):
+            arguments[place] = tensor
+        result = self.operator(*arguments)
+        return () if result is None else (result,) if isinstance(result, torch.Tensor) else tuple(result)
+
+
+def alone(name: str) -> ExportedProgram:
+    with FakeTensorMode():
+        arguments = call_arguments(name)
+    tensors = tuple(argument for argument in arguments if isinstance(argument, torch.Tensor))
+    return torch.export.export(Call(name, arguments), tensors, strict=False)
+
+
+NAMES = [name for name, operator in OPERATORS.items() if "cuda" in operator.implementations]
+PROGRAMS: dict[str, Callable[[], ExportedProgram]] = {
+    "a layer with small products": lambda: exported(8, 8),
+    "a layer with the library's": lambda: exported(None, 256),
+    **{name: functools.partial(alone, name) for name in NAMES},
+}
+
+
+@pytest.mark.parametrize("program", PROGRAMS.values(), ids=PROGRAMS)
+def test_inductor_copies_nothing(registered: None, program: Callable[[], ExportedProgram]) -> None:
+    """Every launch writes in place, into the pool too: no copy of it is made."""
+    graph = functional(program())
+    launched = sum(node.target is triton_kernel_wrapper_functional for node in graph.nodes)
+    with V.set_fake_mode(next(iter(graph.nodes)).meta["val"].fake_mode):
+        post_grad_passes(graph.owning_module, is_inference=True)
+    targets = [node.target for node in graph.nodes]
+    assert targets.count(triton_kernel_wrapper_mutation) == launched
+    assert torch.ops.aten.clone.default not in targets
+    assert torch.ops.aten.copy_.default not in targets
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_what_an_operator_gives_is_what_torch_was_told(name: str) -> None:
     define_operators()
     method: Callable[..., Any] = getattr(OPERATORS_90, OPERATORS[name].implementations["cuda"])
