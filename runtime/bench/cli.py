@@ -107,7 +107,8 @@ def _measure_latency(arguments: Namespace) -> None:
 
 
 def _measure_throughput(arguments: Namespace) -> None:
-    from pllm.runtime.bench.throughput import ThroughputOptions, WorkloadChoice, measure_throughput
+    from pllm.runtime.bench.throughput import ThroughputOptions, measure_throughput
+    from pllm.runtime.bench.workload import WorkloadChoice
 
     choice = WorkloadChoice(**_chosen(arguments))
     options = ThroughputOptions(choice=choice, reps=arguments.reps)
@@ -118,8 +119,8 @@ def _measure_serve(arguments: Namespace) -> None:
     from pllm.runtime.bench.http_client import Endpoint
     from pllm.runtime.bench.load import Load
     from pllm.runtime.bench.serve import ServeOptions, measure_artifact, measure_server, refuse_void
-    from pllm.runtime.bench.throughput import WorkloadChoice
     from pllm.runtime.bench.timing import ServiceTargets
+    from pllm.runtime.bench.workload import WorkloadChoice
 
     if (arguments.artifact is None) == (arguments.url is None):
         raise UserInputError("give either an ARTIFACT, which is served for the measurement, or --url of a server")

@@ -8,13 +8,11 @@ from pllm.runtime.bench.engine_options import EngineOptions
 from pllm.runtime.bench.engine_run import EngineRun
 from pllm.runtime.bench.facts import MachineFacts, artifact_facts
 from pllm.runtime.bench.processes import ProcessMemory
-from pllm.runtime.bench.report import Report, Row, quantile_table, say
+from pllm.runtime.bench.report import QUARTILES, Report, Row, quantile_table, say
 from pllm.runtime.bench.timing import distributions
 from pllm.runtime.bench.workload import Workload
 
 __all__ = ["LatencyOptions", "measure_latency"]
-
-QUARTILES = {"p25": 0.25, "median": 0.5, "p75": 0.75}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

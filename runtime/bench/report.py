@@ -13,7 +13,9 @@ from pllm.runtime.bench.distribution import Distribution
 from pllm.runtime.bench.facts import MachineFacts, now
 from pllm.runtime.errors import UserInputError
 
-__all__ = ["Report", "Row", "check_target", "quantile_table", "say"]
+__all__ = ["QUARTILES", "Report", "Row", "check_target", "quantile_table", "say"]
+
+QUARTILES = {"p25": 0.25, "median": 0.5, "p75": 0.75}
 
 FORMAT_VERSION = 1
 """Of the JSON document; raised when a field changes its meaning."""

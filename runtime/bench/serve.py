@@ -18,9 +18,8 @@ from pllm.runtime.bench.load import Load, LoadRun
 from pllm.runtime.bench.processes import ProcessMemory, process_tree
 from pllm.runtime.bench.report import Report, Row, quantile_table, say
 from pllm.runtime.bench.served_artifact import HOST, serving
-from pllm.runtime.bench.throughput import WorkloadChoice
 from pllm.runtime.bench.timing import ServiceTargets, distributions, goodput
-from pllm.runtime.bench.workload import Workload, warmup
+from pllm.runtime.bench.workload import Workload, WorkloadChoice, warmup
 from pllm.runtime.errors import MeasurementError
 
 __all__ = ["ServeOptions", "measure_artifact", "measure_server", "refuse_void"]

@@ -14,12 +14,12 @@ from pathlib import Path
 
 from pllm.runtime.errors import ArtifactError, PllmError, UserInputError
 
-__all__ = ["HOST", "ServedArtifact", "serving"]
+__all__ = ["HOST", "ServedArtifact", "error_of", "serving"]
 
 HOST = "127.0.0.1"
 _POLL = 0.002  # seconds between two questions whether it is ready
 _STOP = 10.0  # seconds to end by itself
-_ERRORS = {2: UserInputError, 4: ArtifactError}
+_ERRORS: dict[int, type[PllmError]] = {2: UserInputError, 4: ArtifactError}
 
 
 class ServedArtifact:
@@ -61,7 +61,7 @@ class ServedArtifact:
         code = self.process.poll()
         if code is not None:
             said = self._last_line()
-            raise _ERRORS.get(code, PllmError)(f"the server ended with exit code {code}: {said}")
+            raise error_of(code, f"the server ended with exit code {code}: {said}")
         if time.monotonic() > deadline:
             raise PllmError(f"the server was not ready in time; it said: {self._last_line()}")
         time.sleep(_POLL)
@@ -85,6 +85,11 @@ def serving(artifact: str, flags: Sequence[str]) -> Iterator[ServedArtifact]:
             yield ServedArtifact(process, port, Path(log.name))
         finally:
             _stop(process)
+
+
+def error_of(exit_code: int, reason: str) -> PllmError:
+    """The error by which a command of ours said, with its exit code, why it ended."""
+    return _ERRORS.get(exit_code, PllmError)(reason)
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

@@ -19,18 +19,16 @@ from pllm.runtime.artifact import Artifact
 from pllm.runtime.bench.distribution import Distribution
 from pllm.runtime.bench.engine_options import EngineOptions
 from pllm.runtime.bench.facts import MachineFacts, artifact_facts
-from pllm.runtime.bench.latency import QUARTILES
 from pllm.runtime.bench.processes import ProcessMemory, process_age, process_tree
-from pllm.runtime.bench.report import Report, Row, quantile_table, say
-from pllm.runtime.bench.served_artifact import HOST, serving
+from pllm.runtime.bench.report import QUARTILES, Report, Row, quantile_table, say
+from pllm.runtime.bench.served_artifact import HOST, error_of, serving
 from pllm.runtime.bench.workload import Workload
-from pllm.runtime.errors import ArtifactError, MeasurementError, PllmError, UserInputError
+from pllm.runtime.errors import MeasurementError
 from pllm.runtime.memory import format_bytes
 
 __all__ = ["LibraryStart", "ServerStart", "StartupOptions", "measure_startup"]
 
 _WITHIN = 600.0  # seconds for a start
-_ERRORS = {2: UserInputError, 4: ArtifactError}
 
 
 class LibraryStart(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,7 +54,7 @@ class LibraryStart(msgspec.Struct, frozen=True, kw_only=True):
         if done.returncode != 0:
             said = done.stderr.decode(errors="replace").strip().splitlines()
             reason = said[-1] if said else f"exit code {done.returncode}"
-            raise _ERRORS.get(done.returncode, PllmError)(reason)
+            raise error_of(done.returncode, reason)
         return msgspec.json.decode(done.stdout, type=cls)
 
 

@@ -7,32 +7,12 @@ from pllm.runtime.bench.distribution import Distribution
 from pllm.runtime.bench.engine_options import EngineOptions
 from pllm.runtime.bench.engine_run import EngineRun
 from pllm.runtime.bench.facts import MachineFacts, artifact_facts
-from pllm.runtime.bench.latency import QUARTILES
 from pllm.runtime.bench.processes import ProcessMemory
-from pllm.runtime.bench.report import Report, Row, quantile_table, say
+from pllm.runtime.bench.report import QUARTILES, Report, Row, quantile_table, say
 from pllm.runtime.bench.timing import distributions
-from pllm.runtime.bench.workload import Workload, warmup
+from pllm.runtime.bench.workload import WorkloadChoice, warmup
 
-__all__ = ["ThroughputOptions", "WorkloadChoice", "measure_throughput"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkloadChoice:
-    """A workload by its name, or ``num_requests`` equal ones, ``concurrency`` at once."""
-
-    workload: str | None = None
-    num_requests: int = 32
-    input_len: int = 128
-    output_len: int = 32
-    concurrency: int = 8
-
-    def make(self, vocab_size: int) -> Workload:
-        """The workload, with ids that a vocabulary of that size has."""
-        if self.workload is not None:
-            return Workload.named(self.workload, vocab_size)
-        return Workload.uniform(
-            self.num_requests, self.input_len, self.output_len, concurrency=self.concurrency, vocab_size=vocab_size
-        )
+__all__ = ["ThroughputOptions", "measure_throughput"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from pllm.runtime.errors import UserInputError
 
-__all__ = ["WORKLOADS", "Workload", "WorkloadRequest", "warmup"]
+__all__ = ["WORKLOADS", "Workload", "WorkloadChoice", "WorkloadRequest", "warmup"]
 
 _LOW, _HIGH = 300, 4000  # ids are drawn below what nearly every vocabulary has, and above most special tokens
 _SEED, _WARMUP_SEED = 0, 1
@@ -73,6 +73,25 @@ class Workload:
             for request in self.requests
         )
         return Workload(self.name, requests, self.concurrency)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkloadChoice:
+    """A workload by its name, or ``num_requests`` equal ones, ``concurrency`` at once."""
+
+    workload: str | None = None
+    num_requests: int = 32
+    input_len: int = 128
+    output_len: int = 32
+    concurrency: int = 8
+
+    def make(self, vocab_size: int) -> Workload:
+        """The workload, with ids that a vocabulary of that size has."""
+        if self.workload is not None:
+            return Workload.named(self.workload, vocab_size)
+        return Workload.uniform(
+            self.num_requests, self.input_len, self.output_len, concurrency=self.concurrency, vocab_size=vocab_size
+        )
 
 
 def warmup(vocab_size: int) -> Workload:
