@@ -88,6 +88,8 @@ def paged_attention(
     **inputs: Any,
 ) -> tuple[torch.Tensor, None]:
     """What transformers calls instead of its own attention. query, key, value: ``[1, heads, T, head_dim]``."""
+    if "pllm_kv" not in inputs:
+        raise BuildError("its layers do not hand the forward's keyword arguments on to their attention")
     out = torch.ops.pllm.paged_attention(
         query,
         key,

@@ -76,7 +76,7 @@ def checkpoint_of(family: str, directory: Path) -> Checkpoint:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             is_scale = "norm" in name
-            parameter.copy_(parameter + 0.1 * torch.randn_like(parameter) if is_scale else _draw(parameter))
+            parameter.copy_(parameter + 0.1 * torch.randn_like(parameter) if is_scale else _draw(name, parameter))
     model.save_pretrained(directory)
     words = {f"w{i}": i for i in range(VOCABULARY)}
     Tokenizer(models.WordLevel(words, unk_token="w0")).save(str(directory / "tokenizer.json"))
@@ -84,8 +84,10 @@ def checkpoint_of(family: str, directory: Path) -> Checkpoint:
     return Checkpoint(directory, label=family)
 
 
-def _draw(parameter: torch.Tensor) -> torch.Tensor:
-    return torch.randn_like(parameter) * (0.15 if parameter.ndim > 1 else 0.5)
+def _draw(name: str, parameter: torch.Tensor) -> torch.Tensor:
+    # An embedding outweighed by what the layers add: a model whose head shares it would repeat its last token.
+    scale = 0.03 if "embed_tokens" in name else 0.15 if parameter.ndim > 1 else 0.5
+    return torch.randn_like(parameter) * scale
 
 
 def traced_of(checkpoint: Checkpoint) -> tuple[Traced, KvInfo]:
