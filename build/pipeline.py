@@ -167,7 +167,7 @@ def _fresh(target: Path, origin: Provenance) -> Manifest | None:
     except ArtifactError:
         return None
     same_source = {**_terms(manifest.provenance), "recipe": ""} == {**_terms(origin), "recipe": ""}
-    return manifest if same_source and mismatch(manifest, Machine.this()) is None else None
+    return manifest if same_source and mismatch(manifest, Machine.this(manifest.requires.device)) is None else None
 
 
 def _terms(origin: Provenance) -> dict[str, Any]:

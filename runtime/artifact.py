@@ -107,7 +107,7 @@ class Artifact:
         Raises ArtifactError, ArtifactMismatchError and ArtifactDamagedError.
         """
         artifact = cls.read(directory)
-        reason = mismatch(artifact.manifest, machine or Machine.this())
+        reason = mismatch(artifact.manifest, machine or Machine.this(artifact.manifest.requires.device))
         if reason is not None:
             raise ArtifactMismatchError(f"{artifact.directory} cannot run here: {reason}")
         weights = set(artifact.manifest.weights.files)

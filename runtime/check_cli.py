@@ -8,8 +8,8 @@ from rich.table import Table
 from pllm.runtime.artifact import Artifact
 from pllm.runtime.errors import ArtifactMismatchError, UserInputError
 from pllm.runtime.machine import Machine, available_memory, cpu_count
-from pllm.runtime.manifest import mismatch
-from pllm.runtime.memory import MemoryPlan, format_bytes, parse_memory
+from pllm.runtime.manifest import mismatch, tuning_notice
+from pllm.runtime.memory import MemoryPlan, format_bytes, parse_memory, setting_for
 
 __all__ = ["add_arguments", "main"]
 
@@ -24,13 +24,21 @@ def add_arguments(parser: ArgumentParser) -> None:
 def main(arguments: Namespace) -> int:
     """Print the ledger and the concurrency; exit code 4 (an ArtifactError) where it cannot run here."""
     artifact = Artifact.read(arguments.artifact)
-    plan = _plan(artifact, arguments, available_memory())
+    machine = Machine.this(artifact.manifest.requires.device)
+    reason = mismatch(artifact.manifest, machine)
+    # Without the GPU that it wants there is nothing to plan with; a CPU's plan says more than its mismatch does.
+    if reason is not None and artifact.manifest.requires.device == "cuda":
+        raise ArtifactMismatchError(f"{artifact.directory} cannot run here: {reason}")
+    plan = _plan(artifact, arguments, available_memory() if machine.gpu is None else machine.gpu.free_memory)
     console = Console(highlight=False)
     console.print(f"[bold]{artifact.manifest.name}[/]: {len(artifact.manifest.files)} files, all there in their sizes")
-    reason = mismatch(artifact.manifest, Machine.this())
     if reason is not None:
         raise ArtifactMismatchError(f"{artifact.directory} cannot run here: {reason}")
-    console.print(f"runs here: torch {artifact.manifest.requires.torch}, {cpu_count()} cores")
+    where = f"{cpu_count()} cores" if machine.gpu is None else f"{machine.gpu.name} ({machine.gpu.sm})"
+    console.print(f"runs here: torch {artifact.manifest.requires.torch}, {where}")
+    tuning = tuning_notice(artifact.manifest, machine)
+    if tuning is not None:
+        console.print(f"note: {tuning}", soft_wrap=True)
     console.print(_ledger(plan))
     console.print(_concurrency(plan))
     if plan.notice is not None:
@@ -55,7 +63,7 @@ def _plan(artifact: Artifact, arguments: Namespace, available: int) -> MemoryPla
         block_size=manifest.kv.block_size,
         max_model_len=arguments.max_model_len or engine.max_model_len,
         max_num_seqs=arguments.max_num_seqs or engine.max_num_seqs,
-        memory=engine.memory if arguments.memory is None else arguments.memory,
+        memory=setting_for(manifest.requires.device, engine.memory if arguments.memory is None else arguments.memory),
         available=available,
     )
 
@@ -68,6 +76,7 @@ def _ledger(plan: MemoryPlan) -> Table:
     parts = {
         "weights": plan.ledger.weights,
         "activations": plan.ledger.activations,
+        **({"graphs": plan.ledger.graphs} if plan.ledger.graphs else {}),
         "runtime": plan.ledger.runtime,
         f"KV pool, {plan.num_blocks} blocks of {plan.block_size} tokens": plan.kv_bytes,
     }

@@ -1,7 +1,7 @@
 """What this machine is: its instruction set, its C library, its torch, and the memory and cores left to this process.
 
 Everything is read from ``/proc``, ``/sys/fs/cgroup`` and installed files: nothing is imported, so that a mismatch is
-found in milliseconds and before native code of any kind is loaded.
+found in milliseconds and before native code of any kind is loaded. A GPU is asked for only where it matters.
 """
 
 import os
@@ -10,7 +10,17 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-__all__ = ["Machine", "available_memory", "cpu_count", "cpu_features", "glibc_version", "torch_version"]
+from pllm.runtime.gpu import Gpu, find_gpu
+
+__all__ = [
+    "Machine",
+    "available_memory",
+    "cpu_count",
+    "cpu_features",
+    "glibc_version",
+    "torch_cuda_version",
+    "torch_version",
+]
 
 _ROOT = Path("/")
 
@@ -27,10 +37,16 @@ class Machine:
     """``2.36``; empty where the C library is another."""
     torch: str
     """The installed torch without its local part (``2.13.0``); empty where there is none."""
+    torch_cuda: str = ""
+    """The CUDA that it was built with (``13.0``); empty for a build without."""
+    gpu: Gpu | None = None
+    """Known where it was asked for."""
 
     @classmethod
-    def this(cls) -> "Machine":
-        return cls(os.uname().machine, cpu_features(), glibc_version(), torch_version())
+    def this(cls, device: str = "cpu") -> "Machine":
+        """This machine; with ``cuda``, its GPU too, which takes a few tenths of a second."""
+        gpu = find_gpu() if device == "cuda" else None
+        return cls(os.uname().machine, cpu_features(), glibc_version(), torch_version(), torch_cuda_version(), gpu)
 
 
 def cpu_features(root: Path = _ROOT) -> frozenset[str]:
@@ -57,6 +73,15 @@ def glibc_version() -> str:
 def torch_version() -> str:
     """The installed torch's public version, read from its ``version.py``: importing torch takes two seconds and
     ``importlib.metadata`` twenty milliseconds."""
+    return _said_of_torch(r"^__version__\s*=\s*['\"]([^'\"+]+)")
+
+
+def torch_cuda_version() -> str:
+    """The CUDA that the installed torch was built with, from the same file; empty for a build without."""
+    return _said_of_torch(r"^cuda\b[^=]*=\s*['\"]([^'\"]+)")
+
+
+def _said_of_torch(pattern: str) -> str:
     found = find_spec("torch")
     if found is None or found.origin is None:
         return ""
@@ -64,7 +89,7 @@ def torch_version() -> str:
         text = (Path(found.origin).parent / "version.py").read_text(encoding="utf-8")
     except OSError:
         return ""
-    match = re.search(r"^__version__\s*=\s*['\"]([^'\"+]+)", text, re.MULTILINE)
+    match = re.search(pattern, text, re.MULTILINE)
     return match.group(1) if match else ""
 
 

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import msgspec
 
+from pllm.runtime.gpu import version_text
 from pllm.runtime.machine import Machine
 from pllm.runtime.memory import MemoryLedger, MemorySetting, parse_memory
 
@@ -20,6 +21,7 @@ __all__ = [
     "DimRange",
     "EngineDefaults",
     "FileEntry",
+    "GpuRequires",
     "KvInfo",
     "Manifest",
     "ModelInfo",
@@ -29,6 +31,7 @@ __all__ = [
     "TensorInfo",
     "WeightsInfo",
     "mismatch",
+    "tuning_notice",
 ]
 
 FORMAT_VERSION = 2
@@ -39,19 +42,38 @@ Positive = Annotated[int, msgspec.Meta(ge=1, lt=2**62)]
 Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
 
 
+class GpuRequires(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a GPU must be for programs with CUDA kernels."""
+
+    sm: str
+    """Exactly this architecture: ``sm_90``."""
+    name: str
+    """The GPU that the artifact was tuned and measured on. Others of its architecture run it, and say so."""
+    cuda: Positive
+    """The driver must run this CUDA, or a later one: 13000 for 13.0."""
+
+
 class Requires(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What a machine must have, exactly or at least, for the native code inside to run."""
 
     torch: str
     """Exactly this torch, without its local part: ``2.13.0``."""
     device: str
-    """``cpu``."""
+    """``cpu`` or ``cuda``."""
     machine: str
     """As ``uname -m`` says it."""
     isa: tuple[str, ...]
     """CPU features that the compiled programs use, by the names of ``/proc/cpuinfo``."""
     glibc: str
     """At least this one."""
+    gpu: GpuRequires | None = None
+    """For ``cuda``, and for nothing else."""
+
+    def __post_init__(self) -> None:
+        if self.device not in ("cpu", "cuda"):
+            raise ValueError(f"requires.device {self.device!r} is neither cpu nor cuda")
+        if (self.device == "cuda") != (self.gpu is not None):
+            raise ValueError("requires.gpu belongs to the device cuda, and only to that")
 
 
 class Provenance(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -237,7 +259,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             raise ValueError("programs, weights and tokenizer may not be empty")
         if self.memory.kv_block != self.kv.block_bytes or self.memory.weights < self.weights.num_bytes:
             raise ValueError("the memory ledger contradicts kv and weights")
-        if min(self.memory.activations, self.memory.runtime) < 0:
+        if min(self.memory.activations, self.memory.runtime, self.memory.graphs) < 0:
             raise ValueError("the memory ledger has negative terms")
 
     def program(self, name: str) -> ProgramInfo:
@@ -252,8 +274,6 @@ def mismatch(manifest: Manifest, machine: Machine) -> str | None:
     """Why the artifact cannot run on that machine, and the command that mends it; None where it can."""
     needs = manifest.requires
     again = f"build it again on this machine: pllm build {manifest.provenance.recipe}"
-    if needs.device != "cpu":
-        return f"it is built for {needs.device}, which this version does not serve; set device.kind and {again}"
     if needs.machine != machine.architecture:
         return f"it is built for {needs.machine}, and this machine is {machine.architecture}; {again}"
     missing = [feature for feature in needs.isa if feature not in machine.features]
@@ -265,7 +285,41 @@ def mismatch(manifest: Manifest, machine: Machine) -> str | None:
     if needs.torch != machine.torch:
         have = f"torch {machine.torch} is installed" if machine.torch else "torch is not installed"
         return f"it is built for torch {needs.torch}, and {have}; pip install torch=={needs.torch}, or {again}"
+    return None if needs.gpu is None else _gpu_mismatch(needs, needs.gpu, machine, again)
+
+
+def _gpu_mismatch(needs: Requires, wanted: GpuRequires, machine: Machine, again: str) -> str | None:
+    for_the_cpu = "build one for the CPU (--set device.kind=cpu)"
+    if not machine.torch_cuda:
+        return (
+            f"it is built for CUDA, and the installed torch {machine.torch} is a build without CUDA; install torch "
+            f"{needs.torch} with CUDA {version_text(wanted.cuda)}, or {for_the_cpu}"
+        )
+    gpu = machine.gpu
+    if gpu is None:
+        return (
+            f"it is built for {wanted.name} ({wanted.sm}), and no GPU can be used here (no NVIDIA driver, no device "
+            f"visible, or all of its memory taken); see nvidia-smi and CUDA_VISIBLE_DEVICES, or {for_the_cpu}"
+        )
+    if gpu.driver_cuda < wanted.cuda:
+        return (
+            f"it needs CUDA {version_text(wanted.cuda)}, and the driver here runs up to "
+            f"{version_text(gpu.driver_cuda)}; update the NVIDIA driver, or {again}"
+        )
+    if gpu.sm != wanted.sm:
+        return f"its kernels are compiled for {wanted.sm}, and {gpu.name} is {gpu.sm}; {again}"
     return None
+
+
+def tuning_notice(manifest: Manifest, machine: Machine) -> str | None:
+    """One line where a GPU runs what was tuned and measured on another of its architecture; None otherwise."""
+    wanted, gpu = manifest.requires.gpu, machine.gpu
+    if wanted is None or gpu is None or gpu.name == wanted.name:
+        return None
+    return (
+        f"tuned and measured on {wanted.name}, and this is {gpu.name}: it runs, its memory is planned anew, and its "
+        f"latencies are the other's; to tune it for this GPU: pllm build {manifest.provenance.recipe}"
+    )
 
 
 def _is_inside(path: str) -> bool:

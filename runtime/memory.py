@@ -20,6 +20,9 @@ does not fit waits or is refused, and memory never runs out while serving.
     one     = ceil(max_model_len / block_size)     fewer than these: DoesNotFitError
     wanted  = max_num_seqs * one
     blocks  = min(wanted, most)                    "auto": min(wanted, max(one, most / 2))
+
+On a GPU the same formula holds with the GPU's free memory: "auto" is then a share of it (:func:`setting_for`), and the
+captured graphs are one more fixed term.
 """
 
 import re
@@ -29,11 +32,12 @@ import msgspec
 
 from pllm.runtime.errors import DoesNotFitError
 
-__all__ = ["MemoryLedger", "MemoryPlan", "MemorySetting", "format_bytes", "parse_memory"]
+__all__ = ["MemoryLedger", "MemoryPlan", "MemorySetting", "format_bytes", "parse_memory", "setting_for"]
 
 MemorySetting = str | float | int
 """``"auto"``, a size such as ``"4GiB"`` or ``"900 MB"``, or a share of the available memory: ``0 < share <= 1``."""
 
+_GPU_SHARE = 0.9
 _UNITS = {"": 1, "b": 1, **{f"{p}b": 1000 ** (i + 1) for i, p in enumerate("kmgt")}}
 _UNITS |= {f"{p}ib": 1024 ** (i + 1) for i, p in enumerate("kmgt")}
 
@@ -49,10 +53,12 @@ class MemoryLedger(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     """What the process holds otherwise: libraries, the interpreter, input and sampling buffers."""
     kv_block: int
     """One block: ``num_layers * 2 * num_kv_heads * block_size * head_dim * bytes of a value``."""
+    graphs: int = 0
+    """The captured graphs of all buckets, which share one memory pool; 0 on a CPU."""
 
     @property
     def fixed(self) -> int:
-        return self.weights + self.activations + self.runtime
+        return self.weights + self.activations + self.runtime + self.graphs
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +136,12 @@ class MemoryPlan:
         )
 
 
+def setting_for(device: str, memory: MemorySetting) -> MemorySetting:
+    """What "auto" means on a kind of device. A CPU's memory is everybody's: half of what would fit is left, by the
+    formula. A GPU is the engine's: a tenth is left, for what its driver and allocator round up."""
+    return _GPU_SHARE if device == "cuda" and memory == "auto" else memory
+
+
 def parse_memory(value: object) -> str | float | int:
     """``"auto"``, a share as a float in (0, 1], or bytes as an int. Raises ValueError for anything else."""
     if value == "auto":
@@ -165,6 +177,7 @@ def format_bytes(size: int) -> str:
 
 def _refusal(ledger: MemoryLedger, max_model_len: int, blocks: int, budget: int, largest: int) -> str:
     kv = blocks * ledger.kv_block
+    graphs = f"graphs {format_bytes(ledger.graphs)}, " if ledger.graphs else ""
     remedy = (
         f"the largest max_model_len that fits is {largest}: set that, or give more memory"
         if largest
@@ -172,6 +185,6 @@ def _refusal(ledger: MemoryLedger, max_model_len: int, blocks: int, budget: int,
     )
     return (
         f"one sequence of {max_model_len} tokens does not fit: it needs {format_bytes(ledger.fixed + kv)} "
-        f"(weights {format_bytes(ledger.weights)}, activations {format_bytes(ledger.activations)}, "
+        f"(weights {format_bytes(ledger.weights)}, activations {format_bytes(ledger.activations)}, {graphs}"
         f"runtime {format_bytes(ledger.runtime)}, KV {format_bytes(kv)}) and has {format_bytes(budget)}; {remedy}"
     )

@@ -235,7 +235,6 @@ def test_another_format_is_refused_with_the_remedy_though_its_fields_are_unknown
         ({"glibc": "99.1"}, {}, r"glibc 99\.1"),
         ({"glibc": "2.9"}, {"glibc": "2.36"}, None),
         ({"machine": "riscv64"}, {}, "riscv64"),
-        ({"device": "cuda"}, {}, "cuda"),
     ],
 )
 def test_another_machine_is_refused_with_the_command_that_mends_it(
