@@ -25,6 +25,8 @@ from pllm.runtime.server.protocol.requests import (
     DetokenizeRequest,
     TokenizeRequest,
 )
+from pllm.runtime.server.protocol.response_request import ResponsesRequest, translated
+from pllm.runtime.server.responses import ResponseAnswer
 from pllm.runtime.server.service import Service
 
 __all__ = ["build_app"]
@@ -36,6 +38,11 @@ def build_app(service: Service) -> ASGIApp:
     """All that the server answers, as one ASGI application."""
     routes = [
         Route("/v1/chat/completions", GenerationEndpoint(service, ChatCompletionRequest, ChatAnswer), methods=["POST"]),
+        Route(
+            "/v1/responses",
+            GenerationEndpoint(service, ResponsesRequest, ResponseAnswer, translated),
+            methods=["POST"],
+        ),
         Route("/v1/completions", GenerationEndpoint(service, CompletionRequest, CompletionAnswer), methods=["POST"]),
         *(Route(path, handler, methods=[method]) for method, path, handler in _Plain(service).routes()),
     ]

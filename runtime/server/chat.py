@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from pllm.runtime.request_text import RequestText, TextDelta
+from pllm.runtime.sampling_params import SamplingParams
 from pllm.runtime.server.identity import new_id
 from pllm.runtime.server.model import ServedModel
 from pllm.runtime.server.protocol.answers import (
@@ -17,6 +18,7 @@ from pllm.runtime.server.protocol.answers import (
     ChatMessage,
 )
 from pllm.runtime.server.protocol.conversation import conversation_of
+from pllm.runtime.server.protocol.errors import ErrorAnswer, error_answer
 from pllm.runtime.server.protocol.logprobs import chat_logprobs, prompt_logprobs
 from pllm.runtime.server.protocol.params import chat_params
 from pllm.runtime.server.protocol.parse import Parsed
@@ -29,6 +31,8 @@ __all__ = ["ChatAnswer"]
 class ChatAnswer:
     """One chat completion. Tool calls are not parsed: what the model writes is the content, ``<tool_call>`` and all."""
 
+    last_words = b"data: [DONE]\n\n"
+
     def __init__(self, request: ChatCompletionRequest, model: ServedModel) -> None:
         self._model = model
         self._name = model.name_for(request.model)
@@ -39,6 +43,11 @@ class ChatAnswer:
         options = request.stream_options
         self._usage_at_end = options is not None and bool(options.include_usage)
         self._usage_always = options is not None and bool(options.continuous_usage_stats)
+
+    @property
+    def params(self) -> SamplingParams:
+        """How its tokens are chosen."""
+        return self._params
 
     @property
     def num_prompts(self) -> int:
@@ -88,11 +97,11 @@ class ChatAnswer:
         for index in range(self._params.n):
             yield self._chunk(texts, [ChatChunkChoice(index, ChatDelta(role="assistant", content=""))])
 
-    def chunk(self, texts: list[RequestText], number: int, delta: TextDelta) -> ChatChunk | None:
+    def chunk(self, texts: list[RequestText], number: int, delta: TextDelta) -> Iterable[ChatChunk]:
         """The new text of one answer; nothing while its tokens make no text yet and nobody counts them."""
         shown = delta.text or delta.finish_reason is not None or delta.logprobs is not None
         if not shown and not self._usage_always:
-            return None
+            return
         choice = ChatChunkChoice(
             number,
             ChatDelta(content=delta.text) if delta.text or delta.finish_reason is None else ChatDelta(),
@@ -101,7 +110,7 @@ class ChatAnswer:
         if delta.finish_reason is not None:
             choice.finish_reason = delta.finish_reason  # type: ignore[assignment]
             choice.stop_reason = delta.stop_reason
-        return self._chunk(texts, [choice])
+        yield self._chunk(texts, [choice])
 
     def closing(self, texts: list[RequestText]) -> Iterable[ChatChunk]:
         """The usage, if it was asked for, in a chunk without choices."""
@@ -109,6 +118,10 @@ class ChatAnswer:
             chunk = self._chunk(texts, [])
             chunk.usage = usage_of(texts)
             yield chunk
+
+    def failed(self, error: Exception) -> Iterable[ErrorAnswer]:
+        """The error, in place of what is missing."""
+        yield error_answer(error)[1]
 
     def _chunk(self, texts: list[RequestText], choices: list[ChatChunkChoice]) -> ChatChunk:
         chunk = ChatChunk(id=self._id, created=self._created, model=self._name, choices=choices)

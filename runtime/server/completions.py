@@ -11,6 +11,7 @@ from pllm.runtime.request_text import RequestText, TextDelta
 from pllm.runtime.server.identity import new_id
 from pllm.runtime.server.model import ServedModel
 from pllm.runtime.server.protocol.answers import Completion, CompletionChoice, CompletionLogprobs
+from pllm.runtime.server.protocol.errors import ErrorAnswer, error_answer
 from pllm.runtime.server.protocol.logprobs import completion_logprobs, prompt_logprobs
 from pllm.runtime.server.protocol.params import completion_params
 from pllm.runtime.server.protocol.parse import Parsed
@@ -23,6 +24,8 @@ __all__ = ["CompletionAnswer"]
 
 class CompletionAnswer:
     """One text completion: n answers to each of its prompts, after the prompt itself where ``echo`` asks for it."""
+
+    last_words = b"data: [DONE]\n\n"
 
     def __init__(self, request: CompletionRequest, model: ServedModel) -> None:
         self._model = model
@@ -82,23 +85,27 @@ class CompletionAnswer:
                 self._shown[number] = len(prompt)
                 yield self._completion([CompletionChoice(number, prompt, logprobs)], texts, self._usage_always)
 
-    def chunk(self, texts: list[RequestText], number: int, delta: TextDelta) -> Completion | None:
+    def chunk(self, texts: list[RequestText], number: int, delta: TextDelta) -> Iterable[Completion]:
         """The new text of one answer; nothing while its tokens make no text yet and nobody counts them."""
         shown = delta.text or delta.finish_reason is not None or delta.logprobs is not None
         if not shown and not self._usage_always:
-            return None
+            return
         choice = CompletionChoice(number, "", None, delta.finish_reason, delta.stop_reason)  # type: ignore[arg-type]
         if not self._only_prompt:
             offset = self._shown.get(number, 0)
             self._shown[number] = offset + len(delta.text)
             choice.text = delta.text
             choice.logprobs = self._logprobs(delta.token_ids, delta.logprobs, offset)
-        return self._completion([choice], texts, self._usage_always)
+        yield self._completion([choice], texts, self._usage_always)
 
     def closing(self, texts: list[RequestText]) -> Iterable[Completion]:
         """The usage, if it was asked for, in a chunk without choices."""
         if self._usage_at_end:
             yield self._completion([], texts, with_usage=True)
+
+    def failed(self, error: Exception) -> Iterable[ErrorAnswer]:
+        """The error, in place of what is missing."""
+        yield error_answer(error)[1]
 
     def _tokenized(self, prompt: str | list[int]) -> Prompt:
         intake = self._model.intake

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from typing import Any, Protocol
 
@@ -14,9 +14,9 @@ from pllm.runtime.request_text import RequestText, TextDelta
 from pllm.runtime.server.body import until_gone
 from pllm.runtime.server.generation import ClientGoneError, Generation
 from pllm.runtime.server.model import ServedModel
-from pllm.runtime.server.protocol.errors import error_answer
 from pllm.runtime.server.protocol.parse import Parsed, nearest_field, parse
 from pllm.runtime.server.protocol.requests import GenerationRequest
+from pllm.runtime.server.protocol.response_answers import TypedEvent
 from pllm.runtime.server.service import Service
 
 __all__ = ["Answer", "GenerationEndpoint"]
@@ -32,7 +32,9 @@ _EVENT_STREAM = [
 
 class Answer(Protocol):
     """One API call's shape: how its request becomes prompts, and how tokens become JSON. It keeps the
-    parameters, not the prompt."""
+    parameters, not the prompt. ``last_words`` end its stream."""
+
+    last_words: bytes
 
     def __init__(self, request: Any, model: ServedModel) -> None: ...
 
@@ -49,20 +51,30 @@ class Answer(Protocol):
     def opening(self, texts: list[RequestText]) -> Iterable[msgspec.Struct]:
         """The first events of a stream, before any token."""
 
-    def chunk(self, texts: list[RequestText], number: int, delta: TextDelta) -> msgspec.Struct | None:
-        """The event for what is new in answer ``number``; None where that is nothing to show."""
+    def chunk(self, texts: list[RequestText], number: int, delta: TextDelta) -> Iterable[msgspec.Struct]:
+        """The events for what is new in answer ``number``; none where that is nothing to show."""
 
     def closing(self, texts: list[RequestText]) -> Iterable[msgspec.Struct]:
         """The last events, after all tokens."""
 
+    def failed(self, error: Exception) -> Iterable[msgspec.Struct]:
+        """The last events of a stream that cannot go on."""
+
 
 class GenerationEndpoint:
-    """An ASGI application for one kind of answer."""
+    """An ASGI application for one kind of answer. ``translate`` says a parsed request in another API's words."""
 
-    def __init__(self, service: Service, request_type: type[GenerationRequest], answer_type: type[Answer]) -> None:
+    def __init__(
+        self,
+        service: Service,
+        request_type: type[GenerationRequest],
+        answer_type: type[Answer],
+        translate: Callable[[Parsed[Any]], Parsed[Any]] | None = None,
+    ) -> None:
         self._service = service
         self._request_type = request_type
         self._answer_type = answer_type
+        self._translate = translate
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves one request. What it raises before the first byte becomes an error answer around it (`edge`)."""
@@ -95,7 +107,8 @@ class GenerationEndpoint:
 
     def _parse(self, body: bytes) -> Parsed[Any]:
         refuse = self._service.settings.refuse_unknown_fields
-        return parse(body, self._request_type, refuse_unknown=refuse)
+        parsed = parse(body, self._request_type, refuse_unknown=refuse)
+        return parsed if self._translate is None else self._translate(parsed)
 
 
 async def _send_json(send: Send, headers: list[tuple[bytes, bytes]], answer: msgspec.Struct) -> None:
@@ -117,9 +130,7 @@ async def _stream(generation: Generation, answer: Answer, headers: list[tuple[by
     try:
         while True:
             for number, delta in news:
-                chunk = answer.chunk(texts, number, delta)
-                if chunk is not None:
-                    events.append(_event(chunk))
+                events.extend(map(_event, answer.chunk(texts, number, delta)))
             if generation.finished:
                 events.extend(map(_event, answer.closing(texts)))
                 break
@@ -132,13 +143,14 @@ async def _stream(generation: Generation, answer: Answer, headers: list[tuple[by
     except Exception as error:
         if not isinstance(error, PllmError):
             _LOG.exception("a stream failed")
-        events.append(_event(error_answer(error)[1]))
-    events.append(b"data: [DONE]\n\n")
+        events.extend(map(_event, answer.failed(error)))
+    events.append(answer.last_words)
     await send({"type": "http.response.body", "body": b"".join(events)})
 
 
 def _event(value: msgspec.Struct) -> bytes:
-    return b"data: " + msgspec.json.encode(value) + b"\n\n"
+    data = b"data: " + msgspec.json.encode(value) + b"\n\n"
+    return b"event: " + value.type.encode() + b"\n" + data if isinstance(value, TypedEvent) else data
 
 
 def _report_unknown(service: Service, parsed: Parsed[Any], kind: type) -> list[tuple[bytes, bytes]]:

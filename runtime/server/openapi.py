@@ -23,12 +23,15 @@ from pllm.runtime.server.protocol.requests import (
     DetokenizeRequest,
     TokenizeRequest,
 )
+from pllm.runtime.server.protocol.response_answers import Response
+from pllm.runtime.server.protocol.response_request import ResponsesRequest
 
 __all__ = ["docs_page", "openapi_document"]
 
 _ROUTES: tuple[tuple[str, str, str, type | None, type | str | None], ...] = (
     ("post", "/v1/chat/completions", "Continue a conversation", ChatCompletionRequest, ChatCompletion),
     ("post", "/v1/completions", "Continue a text", CompletionRequest, Completion),
+    ("post", "/v1/responses", "Continue a conversation, as items", ResponsesRequest, Response),
     ("get", "/v1/models", "The names that this server answers to", None, ModelList),
     ("get", "/v1/models/{name}", "One of them", None, ModelCard),
     ("post", "/tokenize", "Text or a conversation as token ids", TokenizeRequest, Tokenized),
@@ -42,6 +45,8 @@ _ROUTES: tuple[tuple[str, str, str, type | None, type | str | None], ...] = (
     ("get", "/docs", "A page of it", None, "text/html"),
 )
 
+
+_GENERATED = (ChatCompletion, Completion, Response)
 
 _STYLE = (
     "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}"
@@ -83,7 +88,7 @@ def _responses(path: str, body: type | None, answer: type | str | None) -> dict[
         content[answer] = {}
     elif answer is not None:
         content["application/json"] = {"schema": _reference(answer)}
-    if answer in (ChatCompletion, Completion):
+    if answer in _GENERATED:
         content["text/event-stream"] = {}
     error = {"application/json": {"schema": _reference(ErrorAnswer)}}
     responses: dict[str, Any] = {"200": {"description": "The answer", **({"content": content} if content else {})}}
@@ -94,7 +99,7 @@ def _responses(path: str, body: type | None, answer: type | str | None) -> dict[
         failures |= {"400": "A field is at fault: it is named", "413": "Too large a body", "415": "No JSON"}
     if body is not None or "{name}" in path:
         failures["404"] = "No such model"
-    if body in (ChatCompletionRequest, CompletionRequest):
+    if answer in _GENERATED:
         failures |= {"429": "Full: Retry-After says when to come back", "500": "The model failed on this request"}
     failures["503"] = "Starting, restarting or shutting down"
     return responses | {status: {"description": text, "content": error} for status, text in failures.items()}
@@ -109,7 +114,7 @@ def docs_page() -> str:
         for path, operations in document["paths"].items()
         for method, operation in operations.items()
     )
-    fields = "".join(_fields_table(kind) for kind in (ChatCompletionRequest, CompletionRequest))
+    fields = "".join(_fields_table(kind) for kind in (ChatCompletionRequest, CompletionRequest, ResponsesRequest))
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
         f"<title>pllm {__version__}</title><style>{_STYLE}</style>"
