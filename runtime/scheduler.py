@@ -9,6 +9,7 @@ nothing else.
 
 import time
 from bisect import insort
+from dataclasses import replace
 from itertools import count
 from operator import attrgetter
 
@@ -117,6 +118,8 @@ class Scheduler:
             if not num:
                 break
             rows.append(self._launch(seq, num, copies))
+        if self.config.lookahead_tokens:
+            rows = [self._reach_ahead(row) for row in rows]
         return SchedulerOutput(tuple(rows), tuple(copies))
 
     def update(self, out: SchedulerOutput, result: StepResult) -> list[TokenDelta]:
@@ -216,6 +219,16 @@ class Scheduler:
             prompt_logprobs=seq.request.params.prompt_logprobs if seq.wants_prompt_logprobs else None,
             prompt_targets=seq.token_ids[start + 1 : end + 1] if seq.wants_prompt_logprobs else (),
         )
+
+    def _reach_ahead(self, row: ScheduledRow) -> ScheduledRow:
+        """The row with the block that its sequence's next token needs, if there is a free one: nobody gives anything up
+        for it. For a model runner that launches the next token before it knows this one."""
+        seq, end = self._in_flight[row.seq_id], row.start + len(row.token_ids)
+        reach = min(end + self.config.lookahead_tokens, self.config.max_model_len)
+        if len(row.samples) != 1 or not self._pool.num_free or self._pool.missing(seq.block_table, reach) < 1:
+            return row
+        self._pool.extend(seq.block_table, end, reach)
+        return replace(row, block_table=seq.block_table.copy())
 
     def _split(self, seq: Sequence) -> None:
         """The prompt of a request with n > 1 is complete: its other sequences go their own ways."""

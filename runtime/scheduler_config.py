@@ -21,6 +21,7 @@ class SchedulerConfig:
     max_logit_rows: int  # token positions in one step whose logits are computed
     vocab_size: int  # token ids are below this: the model looks them up unchecked
     enable_prefix_caching: bool = True
+    lookahead_tokens: int = 0  # a sequence's blocks reach so far beyond its step, where blocks are free: 0 or 1
     max_waiting: int = 1024  # requests that wait beyond those that can run at once
 
     def __post_init__(self) -> None:

@@ -48,7 +48,7 @@ class ScheduledRow:
     seq_id: int
     start: int  # tokens already in the KV cache, hence the first new token's position
     token_ids: Sequence[int]  # the new tokens, at least one
-    block_table: Sequence[int]  # KV block ids covering exactly start + len(token_ids) tokens
+    block_table: Sequence[int]  # KV block ids covering start + len(token_ids) tokens, and no block more, or one ahead
     # All drawn from the last token's logits: () while the prompt is incomplete, one as a rule, n where the prompt of a
     # request with n > 1 completes.
     samples: tuple[SampleSpec, ...]
