@@ -1,8 +1,9 @@
 """The command line: ``pllm COMMAND ...``.
 
-Each command is a module with ``add_arguments(parser)`` and ``main(arguments) -> exit code``, imported when it is
-called: ``pllm run`` should not wait for what ``pllm build`` needs. An error that pllm raises on purpose is one line on
-standard error and an exit code (pllm.runtime.errors draws them); a traceback is a bug of ours.
+Each command is a module with ``add_arguments(parser)`` and ``main(arguments) -> exit code``, and where its flags have
+another source than the command line, ``read_arguments(parser, words) -> arguments``. It is imported when it is called:
+``pllm run`` should not wait for what ``pllm build`` needs. An error that pllm raises on purpose is one line on standard
+error and an exit code (pllm.runtime.errors draws them); a traceback is a bug of ours.
 """
 
 import argparse
@@ -35,6 +36,7 @@ COMMANDS = {
     "verify": Command("pllm.runtime.verify_cli", "prove an artifact: hashes, golden tokens, latencies"),
     "bench": Command("pllm.runtime.bench.cli", "measure an artifact or a server: latency, throughput, start"),
     "init": Command("pllm.build.init_cli", "write a commented recipe for a model"),
+    "completion": Command("pllm.completion_cli", "write a shell's completion of this command line"),
     "cache": Command("pllm.runtime.cache_cli", "list or clean what was built and remembered for this user"),
 }
 
@@ -81,7 +83,8 @@ def _run(words: Sequence[str]) -> int:
         prog=f"pllm {words[0]}", description=f"{command.help[0].upper()}{command.help[1:]}."
     )
     module.add_arguments(parser)
-    code: int = module.main(parser.parse_args(words[1:]))
+    read = getattr(module, "read_arguments", argparse.ArgumentParser.parse_args)
+    code: int = module.main(read(parser, words[1:]))
     sys.stdout.flush()
     return code
 

@@ -123,7 +123,9 @@ class _Plain:
         return Response()
 
     async def openapi(self, _: Request) -> Response:
-        return Response(msgspec.json.encode(openapi_document()), media_type="application/json")
+        return Response(
+            msgspec.json.encode(openapi_document(self._service.settings.root_path)), media_type="application/json"
+        )
 
     async def docs(self, _: Request) -> Response:
         return HTMLResponse(docs_page())

@@ -118,7 +118,10 @@ class Connection(HttpToolsProtocol):
         self.transport.write("\r\n".join(lines).encode() + b"\r\n\r\n" + body)
         # Closing at once, with bytes unread, would reset the connection and take the answer with it.
         self._refused = True
-        self.transport.write_eof()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        else:  # TLS knows no half of a connection
+            self.transport.close()
         self._set_deadline(_LINGER)
 
     def _count_header(self, size: int) -> None:

@@ -1,6 +1,7 @@
 """The outermost layer: a request id on every answer, the key, and every error in the API's one shape."""
 
 import logging
+import time
 
 import msgspec
 from starlette.exceptions import HTTPException
@@ -8,8 +9,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pllm.runtime.errors import PllmError
 from pllm.runtime.server.auth import authorize
+from pllm.runtime.server.cors import allowed_origin, answer_headers, is_preflight, preflight_headers
 from pllm.runtime.server.generation import ClientGoneError
 from pllm.runtime.server.identity import request_id_for
+from pllm.runtime.server.log import CURRENT_REQUEST, LoggedRequest
 from pllm.runtime.server.protocol.errors import HttpError, error_answer
 from pllm.runtime.server.service import Service
 
@@ -33,28 +36,48 @@ class Edge:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request. uvicorn sends nothing but HTTP here: lifespan and websockets are off."""
         scope["app"] = self  # with it Starlette's router raises HTTPException for 404 and 405
-        given = next((value for name, value in scope["headers"] if name == b"x-request-id"), None)
-        request_id = request_id_for(given)
-        started = False
+        settings = self._service.settings
+        headers = dict(scope["headers"])
+        request_id = request_id_for(headers.get(b"x-request-id"))
+        request = LoggedRequest.of(request_id, headers.get(b"traceparent"))
+        CURRENT_REQUEST.set(request)  # each request has a task of its own, hence a context
+        origin = allowed_origin(scope["headers"], settings.cors_origins)
+        extra = [(b"x-request-id", request_id), *(answer_headers(origin) if origin is not None else ())]
+        began, status = time.monotonic(), 499  # nobody saw an answer, until one begins
 
         async def send_with_id(message: Message) -> None:
-            nonlocal started
+            nonlocal status
             if message["type"] == "http.response.start":
-                started = True
-                message = {**message, "headers": [*message["headers"], (b"x-request-id", request_id)]}
+                status = message["status"]
+                message = {**message, "headers": [*message["headers"], *extra]}
             await send(message)
 
+        if origin is not None and is_preflight(scope["method"], scope["headers"]):
+            preflight = preflight_headers(scope["headers"])
+            await send_with_id({"type": "http.response.start", "status": 204, "headers": preflight})
+            await send_with_id({"type": "http.response.body", "body": b""})
+            return
+        _strip_root(scope, settings.root_path)
         try:
-            authorize(scope["raw_path"], scope["headers"], self._service.settings.api_key_digests)
+            authorize(scope["raw_path"], scope["headers"], settings.api_key_digests)
             await self._app(scope, receive, send_with_id)
         except ClientGoneError:
             pass
         except Exception as error:
             if not isinstance(error, PllmError | HTTPException):
                 _LOG.exception("request %s failed", request_id.decode())
-            if started:
+            if status != 499:
                 raise
             await self._answer(error, scope, send_with_id)
+        finally:
+            if settings.log_requests:
+                facts = {
+                    "method": scope["method"],
+                    "route": getattr(scope.get("route"), "path", None),  # the pattern: a path may hold anything
+                    "status": status,
+                    "seconds": round(time.monotonic() - began, 4),
+                }
+                _LOG.info("request", extra=facts)
 
     async def _answer(self, error: Exception, scope: Scope, send: Send) -> None:
         extra: dict[str, str] = {}
@@ -80,3 +103,11 @@ class Edge:
     def _retry_after(self, status: int) -> int:
         admission = self._service.admission
         return _STARTING if status == 503 or admission is None else admission.retry_after()
+
+
+def _strip_root(scope: Scope, root: str) -> None:
+    """A proxy may strip its prefix or leave it: both reach the same routes. The raw path is what is judged."""
+    prefix = root.encode()
+    if root and scope["raw_path"].startswith(prefix + b"/"):
+        scope["raw_path"] = scope["raw_path"].removeprefix(prefix)
+        scope["path"] = scope["path"].removeprefix(root)

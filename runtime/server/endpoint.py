@@ -9,11 +9,13 @@ from typing import Any, Protocol
 import msgspec
 from starlette.types import Receive, Scope, Send
 
+from pllm.runtime.engine_client import TokenStream
 from pllm.runtime.errors import PllmError
 from pllm.runtime.request_text import RequestText, TextDelta
 from pllm.runtime.server.body import until_gone
 from pllm.runtime.server.generation import ClientGoneError, Generation
 from pllm.runtime.server.model import ServedModel
+from pllm.runtime.server.protocol.errors import HttpError
 from pllm.runtime.server.protocol.parse import Parsed, nearest_field, parse
 from pllm.runtime.server.protocol.requests import GenerationRequest
 from pllm.runtime.server.protocol.response_answers import TypedEvent
@@ -94,6 +96,7 @@ class GenerationEndpoint:
             generation = Generation(texts, stream, ready.metrics)
             gone = asyncio.ensure_future(until_gone(receive))
             gone.add_done_callback(lambda _: stream.fail(ClientGoneError()))
+            timer = self._timer(generation, stream)
             try:
                 if streamed:
                     await _stream(generation, answer, headers, send)
@@ -103,12 +106,28 @@ class GenerationEndpoint:
                     await _send_json(send, headers, answer.whole(texts))
             finally:
                 gone.cancel()
+                if timer is not None:
+                    timer.cancel()
                 generation.close()
+
+    def _timer(self, generation: Generation, stream: TokenStream) -> asyncio.TimerHandle | None:
+        seconds = self._service.settings.request_timeout
+        if seconds is None:
+            return None
+        return asyncio.get_running_loop().call_later(seconds, lambda: stream.fail(_out_of_time(generation, seconds)))
 
     def _parse(self, body: bytes) -> Parsed[Any]:
         refuse = self._service.settings.refuse_unknown_fields
         parsed = parse(body, self._request_type, refuse_unknown=refuse)
         return parsed if self._translate is None else self._translate(parsed)
+
+
+def _out_of_time(generation: Generation, seconds: float) -> HttpError:
+    """What never began may be tried again; what took too long would take as long again."""
+    if not any(text.num_output_tokens for text in generation.texts):
+        return HttpError(503, f"The request has waited for {seconds:g} s, the limit of this server. Try again later.")
+    message = f"The answer was not complete after {seconds:g} s, the limit of this server: ask for fewer tokens."
+    return HttpError(400, message, param="max_tokens", code="request_timeout")
 
 
 async def _send_json(send: Send, headers: list[tuple[bytes, bytes]], answer: msgspec.Struct) -> None:

@@ -55,8 +55,8 @@ _STYLE = (
 
 
 @cache
-def openapi_document() -> dict[str, Any]:
-    """The OpenAPI 3.1 document, as JSON's types."""
+def openapi_document(root_path: str = "") -> dict[str, Any]:
+    """The OpenAPI 3.1 document, as JSON's types. ``root_path``: the prefix under which clients see the server."""
     types = [kind for _, _, _, body, answer in _ROUTES for kind in (body, answer) if isinstance(kind, type)]
     _, schemas = msgspec.json.schema_components([*types, ErrorAnswer], ref_template="#/components/schemas/{name}")
     paths: dict[str, dict[str, Any]] = {}
@@ -73,6 +73,7 @@ def openapi_document() -> dict[str, Any]:
     return {
         "openapi": "3.1.0",
         "info": {"title": "pllm", "version": __version__, "summary": "OpenAI's API, and vLLM's additions to it."},
+        "servers": [{"url": root_path or "/"}],
         "paths": paths,
         "components": {"schemas": schemas, "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
     }

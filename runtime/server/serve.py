@@ -5,7 +5,6 @@ import contextlib
 import gc
 import logging
 import signal
-import socket
 from collections.abc import Callable
 from email.utils import formatdate
 from pathlib import Path
@@ -15,6 +14,7 @@ from uvicorn.config import Config
 from uvicorn.server import ServerState
 
 from pllm.runtime.errors import PllmError
+from pllm.runtime.server.address import Address
 from pllm.runtime.server.app import build_app
 from pllm.runtime.server.connection import Connection
 from pllm.runtime.server.launch import EngineProcess
@@ -31,18 +31,18 @@ _FLUSH = 5.0  # seconds for the last answers to leave the sockets
 
 def run_server(
     settings: ServerSettings,
-    listener: socket.socket,
+    address: Address,
     engine: EngineProcess,
     policy: RestartPolicy,
     on_ready: Callable[[Service], None],
 ) -> int:
-    """Serves on ``listener`` (bound) from ``engine`` (just started) until a signal, or until the engine is given up.
+    """Serves on ``address`` (bound) from ``engine`` (just started) until a signal, or until the engine is given up.
 
     Returns the exit code. ``on_ready`` is called once, when the first request can be served.
     """
 
     async def main() -> int:
-        return await _Server(settings, engine, policy).run(listener, on_ready)
+        return await _Server(settings, engine, policy).run(address, on_ready)
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(main())
@@ -57,14 +57,14 @@ class _Server:
         self._stop = asyncio.Event()
         self._stop_now = asyncio.Event()
 
-    async def run(self, listener: socket.socket, on_ready: Callable[[Service], None]) -> int:
+    async def run(self, address: Address, on_ready: Callable[[Service], None]) -> int:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal)
         clock = asyncio.ensure_future(self._keep_date())
         supervision = asyncio.ensure_future(self._supervisor.run())
         stop = asyncio.ensure_future(self._stop.wait())
-        listening = await self._listen(listener)
+        listening = await self._listen(address)
         try:
             opening = asyncio.ensure_future(self._open())
             await asyncio.wait((opening, supervision, stop), return_when=asyncio.FIRST_COMPLETED)
@@ -94,7 +94,7 @@ class _Server:
         await self._service.open_text()
         await self._service.opened.wait()
 
-    async def _listen(self, listener: socket.socket) -> asyncio.Server:
+    async def _listen(self, address: Address) -> asyncio.Server:
         settings = self._settings
         config = Config(
             build_app(self._service),
@@ -110,9 +110,14 @@ class _Server:
             timeout_keep_alive=settings.limits.keep_alive,
         )
         config.load()
-        return await asyncio.get_running_loop().create_server(
-            lambda: Connection(config, self._http, {}, limits=settings.limits), sock=listener, backlog=_BACKLOG
-        )
+
+        def connection() -> Connection:
+            return Connection(config, self._http, {}, limits=settings.limits)
+
+        loop = asyncio.get_running_loop()
+        if address.uds is not None:
+            return await loop.create_unix_server(connection, sock=address.listener, backlog=_BACKLOG, ssl=address.tls)
+        return await loop.create_server(connection, sock=address.listener, backlog=_BACKLOG, ssl=address.tls)
 
     async def _keep_date(self) -> None:
         """The date header, made once a second instead of once an answer."""

@@ -28,7 +28,9 @@ class EdgeLimits:
 class ServerSettings:
     """``served_names`` come before the artifact's own. ``max_queue``: requests that may wait beyond those that run.
 
-    ``grace``: seconds that running requests get to finish after the first SIGTERM. Of the keys only digests are kept.
+    ``grace``: seconds that running requests get to finish after the first SIGTERM. ``request_timeout``: seconds that
+    any request has, None for no end. ``root_path``: the prefix under which a proxy shows the server, whether it strips
+    it or not. ``cors_origins``: whose pages may ask, ``*`` for all. Of the keys only digests are kept.
     """
 
     served_names: tuple[str, ...] = ()
@@ -36,6 +38,10 @@ class ServerSettings:
     chat_template: str | None = None
     max_queue: int = 256
     grace: float = 30.0
+    request_timeout: float | None = None
+    root_path: str = ""
+    cors_origins: frozenset[str] = frozenset()
+    log_requests: bool = False
     refuse_unknown_fields: bool = False
     metrics_prefix: str = "pllm"
     limits: EdgeLimits = EdgeLimits()

@@ -51,6 +51,7 @@ class Server:
         self.log: list[str] = []
         self._ready = threading.Event()
         self.port = 0
+        self.announced = ""  # the address as the log tells it
         threading.Thread(target=self._read, daemon=True).start()
 
     def _read(self) -> None:
@@ -58,14 +59,15 @@ class Server:
         for raw in self.process.stderr:
             line = raw.decode()
             self.log.append(line)
-            match = re.search(r"on http://\S+:(\d+) \(ready", line)
+            match = re.search(r" on (http\S+?)(?::(\d+))? \(ready", line)
             if match:
-                self.port = int(match[1])
+                self.announced = match[0].removeprefix(" on ").removesuffix(" (ready")
+                self.port = int(match[2] or 0)
                 self._ready.set()
         self._ready.set()
 
     def wait_ready(self) -> "Server":
-        assert self._ready.wait(30) and self.port, "".join(self.log)
+        assert self._ready.wait(30) and self.announced, "".join(self.log)
         return self
 
     @property
