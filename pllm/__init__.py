@@ -13,9 +13,19 @@ if TYPE_CHECKING:
     from pllm.runtime.llm import LLM
     from pllm.runtime.outputs import CompletionOutput, Logprob, RequestOutput
     from pllm.runtime.sampling_params import SamplingParams
+    from pllm.runtime.structured_outputs import StructuredOutputsParams
 
 __version__ = "0.1.0"
-__all__ = ["LLM", "AsyncLLM", "CompletionOutput", "Logprob", "RequestOutput", "SamplingParams", "__version__"]
+__all__ = [
+    "LLM",
+    "AsyncLLM",
+    "CompletionOutput",
+    "Logprob",
+    "RequestOutput",
+    "SamplingParams",
+    "StructuredOutputsParams",
+    "__version__",
+]
 
 _HOMES = {
     "AsyncLLM": "pllm.runtime.async_llm",
@@ -24,6 +34,7 @@ _HOMES = {
     "Logprob": "pllm.runtime.outputs",
     "RequestOutput": "pllm.runtime.outputs",
     "SamplingParams": "pllm.runtime.sampling_params",
+    "StructuredOutputsParams": "pllm.runtime.structured_outputs",
 }
 
 

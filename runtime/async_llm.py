@@ -57,6 +57,8 @@ class AsyncLLM:
         ready = prompt if isinstance(prompt, Prompt) else self._intake.prompt(prompt)
         params = sampling_params or self._intake.generation.sampling_params()
         text = self._intake.request(request_id or uuid4().hex, ready, params, priority=priority)
+        if text.request.params.structured_outputs is not None:
+            await asyncio.to_thread(self._core.engine.check, text.request)
         stream = _Stream(text, asyncio.get_running_loop(), self._commands.put)
         self._commands.put(_Submit(stream))
         if self._dead is not None:

@@ -8,6 +8,7 @@ from pllm.kernels.cpu.library import CpuLibrary, OperatorError
 from pllm.runtime.artifact import Artifact
 from pllm.runtime.engine import Engine
 from pllm.runtime.errors import ArtifactMismatchError, UserInputError
+from pllm.runtime.grammar_store import GrammarStore
 from pllm.runtime.kv_pool import KvPool
 from pllm.runtime.machine import available_memory, cpu_count
 from pllm.runtime.manifest import Manifest
@@ -104,7 +105,9 @@ class EngineCore:
             told("KV pool")
             opened.wait_verified()
             told("hashes")
-            engine = Engine(Scheduler(config), runner)
+            grammars = GrammarStore(opened.path(manifest.tokenizer[0]), config.vocab_size)
+            resources.callback(grammars.close)
+            engine = Engine(Scheduler(config), runner, grammars)
             return cls(manifest, plan, engine, model_runner=runner, pool=pool, resources=resources.pop_all())
         raise AssertionError("unreachable: nothing above swallows an error")
 

@@ -20,6 +20,7 @@ def changes_logits(spec: SampleSpec) -> bool:
     return bool(
         params.allowed_token_ids is not None
         or spec.bad_words_token_ids
+        or spec.matcher is not None
         or len(spec.output_token_ids) < params.min_tokens
         or params.logit_bias
         or _penalises(params)
@@ -31,8 +32,12 @@ def _penalises(params: SamplingParams) -> bool:
 
 
 def apply_penalties(logits: NDArray[np.float32], spec: SampleSpec) -> None:
-    """Masks, biases and penalties of one sequence on its row of logits [V], in place. Ids beyond V are passed over."""
+    """Masks, biases and penalties of one sequence on its row of logits [V], in place. Ids beyond V are passed over.
+
+    Raises GrammarFailedError.
+    """
     params, size = spec.params, len(logits)
+    allowed_bits = None if spec.matcher is None else spec.matcher.allowed(spec.output_token_ids)
     if params.allowed_token_ids is not None:
         allowed = _ids(params.allowed_token_ids, size)
         kept = logits[allowed]
@@ -41,7 +46,8 @@ def apply_penalties(logits: NDArray[np.float32], spec: SampleSpec) -> None:
     for word in spec.bad_words_token_ids:
         if word and word[-1] < size and _ends_with(spec.output_token_ids, word[:-1]):
             logits[word[-1]] = -np.inf
-    if len(spec.output_token_ids) < params.min_tokens:
+    is_complete = spec.matcher is not None and spec.matcher.is_complete  # then there is nothing but the end
+    if len(spec.output_token_ids) < params.min_tokens and not is_complete:
         ends = params.stop_token_ids if params.ignore_eos else (*spec.eos_token_ids, *params.stop_token_ids)
         logits[_ids(ends, size)] = -np.inf
     if params.logit_bias:
@@ -56,6 +62,15 @@ def apply_penalties(logits: NDArray[np.float32], spec: SampleSpec) -> None:
     if params.frequency_penalty or params.presence_penalty:
         said_ids, counts = np.unique(_ids(spec.output_token_ids, size), return_counts=True)
         logits[said_ids] -= (params.frequency_penalty * counts + params.presence_penalty).astype(np.float32)
+    if allowed_bits is not None:
+        _forbid_others(logits, allowed_bits)
+
+
+def _forbid_others(logits: NDArray[np.float32], allowed: bytes) -> None:
+    """Leave only the tokens whose bit is set; ids beyond the bits have none."""
+    bits = np.unpackbits(np.frombuffer(allowed, np.uint8), count=min(8 * len(allowed), len(logits)), bitorder="little")
+    logits[len(bits) :] = -np.inf
+    np.copyto(logits[: len(bits)], -np.inf, where=bits == 0)
 
 
 def _ids(token_ids: Iterable[int], size: int) -> NDArray[np.int64]:

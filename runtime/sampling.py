@@ -4,6 +4,7 @@ A token is a function of its row, its parameters, its sequence's history and its
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,13 +13,16 @@ from pllm.runtime.logprobs import token_logprobs
 from pllm.runtime.penalties import apply_penalties, changes_logits
 from pllm.runtime.random_stream import uniform
 from pllm.runtime.row_ops import NumpyRowOps, RowOps
-from pllm.runtime.step import SampledToken, SampleSpec, TokenLogprobs
+from pllm.runtime.step import GrammarFailedError, SampledToken, SampleSpec, TokenLogprobs
 
 __all__ = ["Sampler"]
 
 SMALLEST_TOP_P = 1e-6  # keeps one token as any less would, and is not zero in float32
 NOT_FINITE = "The model's logits for this sequence are not finite numbers (NaN or infinity)"
-NOTHING_LEFT = "The request's allowed_token_ids, bad_words, logit_bias or min_tokens leave no token to choose from"
+NOTHING_LEFT = (
+    "The request's structured_outputs, allowed_token_ids, bad_words, logit_bias or min_tokens leave no token to choose "
+    "from"
+)
 
 
 class Sampler:
@@ -37,12 +41,17 @@ class Sampler:
         plain = [specs[0] if len(specs) == 1 and not changes_logits(specs[0]) else None for specs in samples]
         copied = [(row, spec) for row, specs in enumerate(samples) if plain[row] is None for spec in specs]
         drawn = self._draw(logits, plain) if any(plain) else []
-        changed = iter(self._draw(self._copies(logits, copied), [spec for _, spec in copied]) if copied else ())
-        return [
+        failures: dict[int, str] = {}
+        copies = self._copies(logits, copied, failures)
+        changed = iter(self._draw(copies, [spec for _, spec in copied]) if copied else ())
+        tokens = [
             self._token(logits[row : row + 1], spec, *(next(changed) if plain[row] is None else drawn[row]))
             for row, specs in enumerate(samples)
             for spec in specs
         ]
+        if failures:
+            return [replace(token, error=failures.get(token.seq_id, token.error)) for token in tokens]
+        return tokens
 
     def prompt_logprobs(
         self, logits: NDArray[np.float32], targets: Sequence[int], count: int
@@ -54,10 +63,16 @@ class Sampler:
             for row, total, token_id in zip(logits, sums, targets, strict=True)
         )
 
-    def _copies(self, logits: NDArray[np.float32], copied: Sequence[tuple[int, SampleSpec]]) -> NDArray[np.float32]:
+    def _copies(
+        self, logits: NDArray[np.float32], copied: Sequence[tuple[int, SampleSpec]], failures: dict[int, str]
+    ) -> NDArray[np.float32]:
+        """The rows as their requests change them. What cannot be changed is left alone, and told in ``failures``."""
         copies = logits[[row for row, _ in copied]]
         for values, (_, spec) in zip(copies, copied, strict=True):
-            apply_penalties(values, spec)
+            try:
+                apply_penalties(values, spec)
+            except GrammarFailedError as error:
+                failures[spec.seq_id] = str(error)
         return copies
 
     def _draw(self, logits: NDArray[np.float32], specs: Sequence[SampleSpec | None]) -> list[tuple[int, bool]]:

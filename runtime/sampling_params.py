@@ -4,11 +4,12 @@ import math
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, SupportsIndex, TypeVar, cast
+from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar, cast
 
 import msgspec
 
 from pllm.runtime.errors import RequestError
+from pllm.runtime.structured_outputs import StructuredOutputsParams
 
 __all__ = ["MAX_LOGPROBS", "MAX_N", "SamplingParams"]
 
@@ -82,6 +83,7 @@ class SamplingParams(
     skip_special_tokens: bool = True
     spaces_between_special_tokens: bool = True
     include_stop_str_in_output: bool = False
+    structured_outputs: StructuredOutputsParams | None = None  # the form that the text must have
 
     @property
     def greedy(self) -> bool:
@@ -122,6 +124,10 @@ class SamplingParams(
                 raise RequestError("allowed_token_ids is empty: no token could be generated", param="allowed_token_ids")
         if self.logit_bias is not None:
             settle("logit_bias", _logit_bias(self.logit_bias))
+        if isinstance(self.structured_outputs, Mapping):
+            settle("structured_outputs", _structured_outputs(self.structured_outputs))
+        elif not isinstance(self.structured_outputs, StructuredOutputsParams | None):
+            raise _refusal("structured_outputs", self.structured_outputs, "a StructuredOutputsParams")
         if self.stop and not self.detokenize:
             raise RequestError("stop strings are found in text: they need detokenize=True", param="stop")
 
@@ -181,6 +187,14 @@ def _token_ids(name: str, value: Iterable[int] | None) -> tuple[int, ...]:
     if isinstance(value, str):
         raise _refusal(name, value, "a list of token ids")
     return tuple(_integer(name, token, 0, MAX_TOKEN_ID) for token in _items(name, value, MAX_TOKEN_IDS))
+
+
+def _structured_outputs(fields: Mapping[str, Any]) -> StructuredOutputsParams:
+    known = StructuredOutputsParams.__struct_fields__
+    unknown = [name for name in fields if name not in known]
+    if unknown:
+        raise _refusal("structured_outputs", unknown[0], f"an object with one of {', '.join(known)}")
+    return StructuredOutputsParams(**fields)
 
 
 def _logit_bias(value: Mapping[int, float]) -> dict[int, float]:

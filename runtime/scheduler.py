@@ -18,7 +18,15 @@ from pllm.runtime.errors import QueueFullError, RequestError
 from pllm.runtime.prefix_cache import ROOT, chain_digests
 from pllm.runtime.scheduler_config import SchedulerConfig
 from pllm.runtime.sequence import FinishReason, Request, Sequence, sequences_of
-from pllm.runtime.step import SampledToken, ScheduledRow, SchedulerOutput, SchedulerStats, StepResult, TokenDelta
+from pllm.runtime.step import (
+    Grammar,
+    SampledToken,
+    ScheduledRow,
+    SchedulerOutput,
+    SchedulerStats,
+    StepResult,
+    TokenDelta,
+)
 
 __all__ = ["Scheduler", "SchedulerConfig"]
 
@@ -67,14 +75,17 @@ class Scheduler:
     def has_unfinished(self) -> bool:
         return bool(self._requests)
 
-    def add(self, request: Request) -> None:
-        """Queue a request. Raises RequestError for one that could never run, QueueFullError where too many wait."""
+    def add(self, request: Request, grammar: Grammar | None = None) -> None:
+        """Queue a request, whose answers keep to ``grammar``.
+
+        Raises RequestError for one that could never run, QueueFullError where too many wait.
+        """
         if request.request_id in self._requests:
             raise RequestError(f"A request with the id {request.request_id!r} is not finished yet", param="request_id")
         self.config.check(request)
         if len(self._waiting) >= self.config.max_waiting + self.config.max_num_seqs - self._num_slots():
             raise QueueFullError(f"{len(self._waiting)} requests are waiting already: come back later")
-        sequences = sequences_of(request, self._seq_ids)
+        sequences = sequences_of(request, self._seq_ids, grammar)
         self._requests[request.request_id] = sequences
         insort(self._waiting, sequences[0], key=in_order)
 
@@ -270,7 +281,8 @@ class Scheduler:
     def _end_of(self, seq: Sequence) -> tuple[FinishReason | None, int | None]:
         """Why the sequence ends with its last token, if it does. (The sampler keeps min_tokens.)"""
         params, token_id = seq.request.params, seq.token_ids[-1]
-        if token_id in seq.request.eos_token_ids and not params.ignore_eos:
+        # Where a form is complete only an end token can follow, again and again: it ends there, wanted or not.
+        if token_id in seq.request.eos_token_ids and (not params.ignore_eos or seq.spec.matcher is not None):
             return FinishReason.STOP, None
         if token_id in params.stop_token_ids:
             return FinishReason.STOP, token_id

@@ -8,7 +8,7 @@ import msgspec
 
 from pllm.runtime.random_stream import sequence_seed
 from pllm.runtime.sampling_params import SamplingParams
-from pllm.runtime.step import SampleSpec, TokenLogprobs
+from pllm.runtime.step import Grammar, SampleSpec, TokenLogprobs
 
 __all__ = ["FinishReason", "Request", "Sequence", "sequences_of"]
 
@@ -62,7 +62,7 @@ class Sequence:
         "token_ids",
     )
 
-    def __init__(self, request: Request, seq_id: int, index: int, seed: int) -> None:
+    def __init__(self, request: Request, seq_id: int, index: int, seed: int, grammar: Grammar | None = None) -> None:
         self.seq_id = seq_id
         self.request = request
         self.index = index
@@ -78,6 +78,7 @@ class Sequence:
             seed,
             request.eos_token_ids,
             request.bad_words_token_ids,
+            None if grammar is None else grammar.matcher(),
         )
 
         self.num_computed_tokens = 0  # in the KV cache
@@ -131,7 +132,7 @@ class Sequence:
             self.prompt_logprobs = []
 
 
-def sequences_of(request: Request, seq_ids: Iterable[int]) -> list[Sequence]:
+def sequences_of(request: Request, seq_ids: Iterable[int], grammar: Grammar | None = None) -> list[Sequence]:
     """The request's n sequences; the first carries the others as its forks.
 
     Each draws from a stream of its own, derived from the request's seed and its index. Without a seed one is taken
@@ -140,7 +141,7 @@ def sequences_of(request: Request, seq_ids: Iterable[int]) -> list[Sequence]:
     params = request.params
     seed = int.from_bytes(os.urandom(8), "little") if params.seed is None else params.seed
     sequences = [
-        Sequence(request, seq_id, index, sequence_seed(seed, index))
+        Sequence(request, seq_id, index, sequence_seed(seed, index), grammar)
         for index, seq_id in zip(range(params.n), seq_ids, strict=False)
     ]
     sequences[0].forks = sequences[1:]

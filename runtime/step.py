@@ -7,12 +7,15 @@ Scheduler.update(SchedulerOutput, StepResult) -> list[TokenDelta]
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import msgspec
 
 from pllm.runtime.sampling_params import SamplingParams
 
 __all__ = [
+    "Grammar",
+    "GrammarFailedError",
     "SampleSpec",
     "SampledToken",
     "ScheduledRow",
@@ -21,7 +24,29 @@ __all__ = [
     "StepResult",
     "TokenDelta",
     "TokenLogprobs",
+    "TokenMatcher",
 ]
+
+
+class GrammarFailedError(Exception):
+    """A sequence's grammar cannot go on: what it has cost, or a token that it does not allow. The sequence ends."""
+
+
+class TokenMatcher(Protocol):
+    """Follows one sequence through its grammar (`pllm.runtime.grammar.GrammarMatcher`)."""
+
+    def allowed(self, output_token_ids: Sequence[int]) -> bytes:
+        """The tokens that may follow, a bit each, the lowest id in a byte's lowest bit. Raises GrammarFailedError."""
+
+    @property
+    def is_complete(self) -> bool:
+        """Nothing but an end token may follow what was last asked about."""
+
+
+class Grammar(Protocol):
+    """A compiled form of answers (`pllm.runtime.grammar.Grammar`)."""
+
+    def matcher(self) -> TokenMatcher: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +64,7 @@ class SampleSpec:
     seed: int  # the sequence's own; a draw is a function of (seed, len(output_token_ids)) and the logits, nothing else
     eos_token_ids: tuple[int, ...] = ()
     bad_words_token_ids: tuple[tuple[int, ...], ...] = ()
+    matcher: TokenMatcher | None = None  # the sequence's own; it catches up with `output_token_ids` when it is asked
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,8 @@ class TokenEngine(Protocol):
     @property
     def has_unfinished(self) -> bool: ...
 
+    def check(self, request: Request) -> None: ...
+
     def submit(self, request: Request) -> None: ...
 
     def abort(self, request_id: str, index: int | None = None) -> None: ...
@@ -39,8 +41,8 @@ class TextEngine:
         self._texts: dict[str, RequestText] = {}
 
     def check(self, text: RequestText) -> None:
-        """Raises RequestError for a request that could not run even alone."""
-        self.engine.config.check(text.request)
+        """Raises RequestError for a request that could not run even alone. Returns when its grammar is compiled."""
+        self.engine.check(text.request)
 
     def submit(self, text: RequestText) -> None:
         """Queue a request. Raises QueueFullError where too many wait, RequestError where it could never run."""

@@ -34,6 +34,7 @@ DEFAULTS = {
     "skip_special_tokens": True,
     "spaces_between_special_tokens": True,
     "include_stop_str_in_output": False,
+    "structured_outputs": None,
 }
 
 
