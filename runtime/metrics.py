@@ -134,6 +134,11 @@ class _EngineCollector(Collector):
         yield self._gauge("num_requests_waiting", "Requests waiting to run", stats.num_waiting)
         used = stats.kv_blocks_used / max(stats.kv_blocks_total, 1)
         yield self._gauge("kv_cache_usage_perc", "Part of the KV blocks in use, 0 to 1", used)
+        blocks = GaugeMetricFamily(f"{self._prefix}:kv_blocks", "KV blocks by state", labels=[*self._labels, "state"])
+        free = stats.kv_blocks_total - stats.kv_blocks_used - stats.kv_blocks_cached
+        for state, count in (("used", stats.kv_blocks_used), ("cached", stats.kv_blocks_cached), ("free", free)):
+            blocks.add_metric([*self._labels.values(), state], count)
+        yield blocks
         yield self._gauge("kv_tokens_held", "Tokens in used KV blocks", stats.kv_tokens_held)
         yield self._counter("prefix_cache_queries", "Prompt tokens looked up", stats.prefix_cache_queries)
         yield self._counter("prefix_cache_hits", "Prompt tokens found cached", stats.prefix_cache_hits)

@@ -15,6 +15,7 @@ from pllm.runtime.server.completions import CompletionAnswer
 from pllm.runtime.server.edge import Edge
 from pllm.runtime.server.endpoint import GenerationEndpoint
 from pllm.runtime.server.openapi import docs_page, openapi_document
+from pllm.runtime.server.page import page, page_headers
 from pllm.runtime.server.protocol.answers import Detokenized, Tokenized, VersionAnswer
 from pllm.runtime.server.protocol.conversation import conversation_of
 from pllm.runtime.server.protocol.errors import HttpError
@@ -68,6 +69,7 @@ class _Plain:
             ("GET", "/metrics", self.metrics),
             ("GET", "/openapi.json", self.openapi),
             ("GET", "/docs", self.docs),
+            ("GET", "/", self.page),
         ]
 
     async def health(self, _: Request) -> Response:
@@ -129,6 +131,9 @@ class _Plain:
 
     async def docs(self, _: Request) -> Response:
         return HTMLResponse(docs_page())
+
+    async def page(self, _: Request) -> Response:
+        return HTMLResponse(page(), headers=page_headers())
 
 
 def _json(answer: msgspec.Struct) -> Response:

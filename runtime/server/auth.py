@@ -1,4 +1,4 @@
-"""Who may ask: a bearer key on every route but the health checks."""
+"""Who may ask: a bearer key on every route but the health checks and the empty page at ``/``."""
 
 import hmac
 from collections.abc import Iterable, Sequence
@@ -8,7 +8,8 @@ from pllm.runtime.server.settings import ServerSettings
 
 __all__ = ["authorize"]
 
-OPEN_PATHS = frozenset({b"/health", b"/ready"})
+# The page at / is the same for everybody and says nothing of the model: its reader gives the key there.
+OPEN_PATHS = frozenset({b"/health", b"/ready", b"/"})
 
 
 def authorize(raw_path: bytes, headers: Iterable[tuple[bytes, bytes]], digests: Sequence[bytes]) -> None:

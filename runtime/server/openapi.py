@@ -43,9 +43,11 @@ _ROUTES: tuple[tuple[str, str, str, type | None, type | str | None], ...] = (
     ("get", "/metrics", "Counts for Prometheus", None, "text/plain"),
     ("get", "/openapi.json", "This document", None, "application/json"),
     ("get", "/docs", "A page of it", None, "text/html"),
+    ("get", "/", "A page that chats and shows the engine", None, "text/html"),
 )
 
 
+_OPEN = ("/health", "/ready", "/")
 _GENERATED = (ChatCompletion, Completion, Response)
 
 _STYLE = (
@@ -67,7 +69,7 @@ def openapi_document(root_path: str = "") -> dict[str, Any]:
         if "{name}" in path:
             parameter = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
             operation["parameters"] = [parameter]
-        if path not in ("/health", "/ready"):
+        if path not in _OPEN:
             operation["security"] = [{}, {"key": []}]
         paths.setdefault(path, {})[method] = operation
     return {
@@ -93,7 +95,9 @@ def _responses(path: str, body: type | None, answer: type | str | None) -> dict[
         content["text/event-stream"] = {}
     error = {"application/json": {"schema": _reference(ErrorAnswer)}}
     responses: dict[str, Any] = {"200": {"description": "The answer", **({"content": content} if content else {})}}
-    if path in ("/health", "/ready"):
+    if path == "/":
+        return responses
+    if path in _OPEN:
         return responses | {"503": {"description": "Not serving"}}
     failures = {"401": "No valid key"}
     if body is not None:

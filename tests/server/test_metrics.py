@@ -1,7 +1,10 @@
 """What /metrics says after real requests."""
 
+import json
+import re
 import time
 from collections.abc import Iterator
+from importlib.resources import files
 
 import httpx
 import pytest
@@ -94,6 +97,32 @@ def test_every_metric_under_both_prefixes(start: StartServer, prefix: str) -> No
             assert sample.labels["model_name"] == "parrot"
     config = scrape.families["cache_config_info"].samples[0].labels
     assert (config["block_size"], config["num_gpu_blocks"]) == ("16", "256")
+
+
+def test_the_dashboard_reads_metrics_that_exist(start: StartServer, prefix: str) -> None:
+    dashboard = json.loads(files("pllm.runtime.server").joinpath("grafana.json").read_text())
+    panels = dashboard["panels"]
+    queries = [target["expr"] for panel in panels for target in panel["targets"]]
+    queries += [each["query"] for each in dashboard["templating"]["list"] if each["type"] == "query"]
+    read = {name for query in queries for name in re.findall(r"\$\{prefix\}:(\w+)", query)}
+    assert len(read) > 15
+    server = start("--metrics-prefix", prefix).wait_ready()
+    complete(server)
+    samples = {sample.name for family in Scrape(server, prefix).families.values() for sample in family.samples}
+    assert {f"{prefix}:{name}" for name in read} <= samples
+    labels = {
+        label for query in queries for label in re.findall(r"(\w+)=~", query) + re.findall(r"by \((\w+)\)", query)
+    }
+    assert labels <= {"model_name", "le", "state", "finished_reason"}
+    assert len({panel["id"] for panel in panels}) == len(panels)
+
+
+def test_blocks_by_state_add_up(fresh: Server) -> None:
+    complete(fresh, "x" * 40)
+    scrape = Scrape(fresh)
+    used, cached, free = (scrape.value("kv_blocks", state=state) for state in ("used", "cached", "free"))
+    assert (used, used + cached + free) == (0, 256)
+    assert cached >= 2
 
 
 def test_counts(fresh: Server) -> None:
