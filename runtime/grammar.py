@@ -14,7 +14,7 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from llguidance.gbnf_to_lark import GbnfToLarkError, gbnf_to_lark
 
 from pllm.runtime.errors import RequestError
-from pllm.runtime.step import GrammarFailedError
+from pllm.runtime.step import GRAMMAR_FAILED, GrammarFailedError
 from pllm.runtime.structured_outputs import StructuredOutputsParams
 
 __all__ = ["Grammar", "GrammarMatcher", "Vocabulary", "json_form", "lark_regex", "lark_text"]
@@ -97,7 +97,7 @@ class GrammarMatcher:
         mask = self._matcher.compute_bitmask()
         if self._matcher.is_error():
             reason = self._matcher.get_error().removesuffix("\n<non-verbose/>")
-            raise GrammarFailedError(f"The grammar failed on this answer: {_shortened(reason)}")
+            raise GrammarFailedError(f"{GRAMMAR_FAILED}: {_shortened(reason)}")
         return mask
 
     @property

@@ -14,6 +14,7 @@ import msgspec
 from pllm.runtime.sampling_params import SamplingParams
 
 __all__ = [
+    "GRAMMAR_FAILED",
     "Grammar",
     "GrammarFailedError",
     "SampleSpec",
@@ -26,6 +27,10 @@ __all__ = [
     "TokenLogprobs",
     "TokenMatcher",
 ]
+
+
+GRAMMAR_FAILED = "The grammar failed on this answer"
+"""How the error of a sequence begins whose grammar could not go on: its request's fault, not the model's."""
 
 
 class GrammarFailedError(Exception):

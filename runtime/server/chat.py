@@ -4,6 +4,8 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
+import msgspec
+
 from pllm.runtime.request_text import RequestText, TextDelta
 from pllm.runtime.sampling_params import SamplingParams
 from pllm.runtime.server.identity import new_id
@@ -19,6 +21,7 @@ from pllm.runtime.server.protocol.answers import (
 )
 from pllm.runtime.server.protocol.conversation import conversation_of
 from pllm.runtime.server.protocol.errors import ErrorAnswer, error_answer
+from pllm.runtime.server.protocol.forms import RequestedForm, requested_form
 from pllm.runtime.server.protocol.logprobs import chat_logprobs, prompt_logprobs
 from pllm.runtime.server.protocol.params import chat_params
 from pllm.runtime.server.protocol.parse import Parsed
@@ -37,6 +40,7 @@ class ChatAnswer:
         self._model = model
         self._name = model.name_for(request.model)
         self._params = chat_params(request, model.intake.generation, model.info.max_model_len)
+        self._form: RequestedForm | None = None
         self._id = new_id("chatcmpl")
         self._created = int(time.time())
         self._top_logprobs = request.top_logprobs or 0
@@ -54,10 +58,18 @@ class ChatAnswer:
         """A conversation is one prompt."""
         return 1
 
+    @property
+    def form_field(self) -> str:
+        """The request's field that asks for a form."""
+        return "response_format" if self._form is None else self._form.field
+
     def prepare(self, parsed: Parsed[ChatCompletionRequest]) -> list[RequestText]:
         """The conversation through the chat template, as token ids."""
         request, intake = parsed.request, self._model.intake
         conversation = conversation_of(parsed)
+        self._form = requested_form(request)
+        if self._form is not None:
+            self._params = msgspec.structs.replace(self._params, structured_outputs=self._form.params)
         self._model.check_size(sum(map(_content_size, request.messages)), "messages")
         prompt = intake.chat_prompt(**conversation)
         return [

@@ -12,6 +12,7 @@ from pllm.runtime.server.identity import new_id
 from pllm.runtime.server.model import ServedModel
 from pllm.runtime.server.protocol.answers import Completion, CompletionChoice, CompletionLogprobs
 from pllm.runtime.server.protocol.errors import ErrorAnswer, error_answer
+from pllm.runtime.server.protocol.forms import RequestedForm, requested_form
 from pllm.runtime.server.protocol.logprobs import completion_logprobs, prompt_logprobs
 from pllm.runtime.server.protocol.params import completion_params
 from pllm.runtime.server.protocol.parse import Parsed
@@ -34,6 +35,7 @@ class CompletionAnswer:
         if request.echo and request.logprobs is not None:
             wanted = max(request.logprobs, request.prompt_logprobs or 0)
             self._params = msgspec.structs.replace(self._params, prompt_logprobs=wanted)
+        self._form: RequestedForm | None = None
         self._num_prompts = len(prompts_of(request))
         self._add_special_tokens = request.add_special_tokens is not False
         self._show_prompt_logprobs = request.prompt_logprobs is not None
@@ -51,9 +53,17 @@ class CompletionAnswer:
         """Known before any is tokenised."""
         return self._num_prompts
 
+    @property
+    def form_field(self) -> str:
+        """The request's field that asks for a form."""
+        return "structured_outputs" if self._form is None else self._form.field
+
     def prepare(self, parsed: Parsed[CompletionRequest]) -> list[RequestText]:
         """Each prompt as token ids; with ``echo`` the engine is asked for the prompt's log-probabilities too."""
         intake, request = self._model.intake, parsed.request
+        self._form = requested_form(request)
+        if self._form is not None:
+            self._params = msgspec.structs.replace(self._params, structured_outputs=self._form.params)
         return [
             intake.request(
                 f"{self._id}-{i}",

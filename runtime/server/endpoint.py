@@ -44,6 +44,10 @@ class Answer(Protocol):
     def num_prompts(self) -> int:
         """How many prompts the request holds, known before any is tokenised."""
 
+    @property
+    def form_field(self) -> str:
+        """The request's field that asks for the form of its answers; known once it is prepared."""
+
     def prepare(self, parsed: Parsed[Any]) -> list[RequestText]:
         """The requests for the engine, one a prompt. Raises RequestError. May run in a thread."""
 
@@ -91,6 +95,7 @@ class GenerationEndpoint:
                 held.enter_context(ready.admission.admit(answer.num_prompts))
                 texts = await service.offload(len(body), answer.prepare, parsed)
                 streamed = bool(parsed.request.stream)
+            await service.check_form(texts[0].request, answer.form_field)
             del body, parsed  # a prompt may wait long: nothing but its tokens stays
             stream = service.engine.submit([text.request for text in texts])
             generation = Generation(texts, stream, ready.metrics)

@@ -4,7 +4,7 @@ from pllm.runtime.engine_client import TokenStream
 from pllm.runtime.errors import EngineDeadError, PllmError, QueueFullError, RequestError
 from pllm.runtime.metrics import ServerMetrics
 from pllm.runtime.request_text import RequestText, TextDelta
-from pllm.runtime.step import TokenDelta
+from pllm.runtime.step import GRAMMAR_FAILED, TokenDelta
 
 __all__ = ["ClientGoneError", "Generation", "SequenceFailedError"]
 
@@ -87,6 +87,8 @@ class Generation:
             if request.finished:
                 times = request.metrics
                 self._metrics.request_ended(times, len(request.request.prompt_token_ids), request.num_output_tokens)
+        if text.error is not None and text.error.startswith(GRAMMAR_FAILED):
+            raise RequestError(text.error, param="structured_outputs", code="invalid_grammar")
         if text.finish_reason == "error":
             raise SequenceFailedError(text.error or "The model failed on this request.")
         return text

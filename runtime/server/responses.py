@@ -67,6 +67,12 @@ class ResponseAnswer:
         """A conversation is one prompt."""
         return self._chat.num_prompts
 
+    @property
+    def form_field(self) -> str:
+        """The request's field that asks for a form."""
+        field = self._chat.form_field
+        return "text.format" if field == "response_format" else field
+
     def prepare(self, parsed: Parsed[ResponsesCall]) -> list[RequestText]:
         """The conversation through the chat template, as token ids."""
         try:

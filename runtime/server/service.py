@@ -12,8 +12,10 @@ from pllm.runtime.engine_client import EngineClient
 from pllm.runtime.errors import EngineDeadError
 from pllm.runtime.messages import EngineInfo
 from pllm.runtime.metrics import ServerMetrics
+from pllm.runtime.sequence import Request
 from pllm.runtime.server.admission import Admission
 from pllm.runtime.server.body import BodyReader
+from pllm.runtime.server.grammar_check import GrammarCheck
 from pllm.runtime.server.model import ServedModel, TextSide
 from pllm.runtime.server.settings import ServerSettings
 
@@ -49,6 +51,7 @@ class Service:
         self._ready: ReadyService | None = None
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="pllm-text")
         self._reported: set[str] = set()
+        self._grammars = GrammarCheck(artifact / "tokenizer" / "tokenizer.json")
         self.opened = asyncio.Event()
 
     async def open_text(self) -> None:
@@ -89,6 +92,16 @@ class Service:
             return work(*args, **kwargs)
         return await asyncio.get_running_loop().run_in_executor(self._threads, lambda: work(*args, **kwargs))
 
+    async def check_form(self, request: Request, field: str) -> None:
+        """Returns once it is known that the form of the request's answers can be kept to, if it asks for one.
+
+        Raises RequestError, naming ``field``, where it cannot; QueueFullError where too many are being tried.
+        """
+        form = request.params.structured_outputs
+        if form is not None:
+            vocab_size = self.ready().model.info.vocab_size
+            await self._grammars.check(form, vocab_size=vocab_size, eos_token_ids=request.eos_token_ids, param=field)
+
     def report_unknown(self, name: str, nearest: str | None) -> None:
         """Logs a field that nobody knows, once."""
         if name not in self._reported and len(self._reported) < _MAX_REPORTED:
@@ -97,7 +110,8 @@ class Service:
             _LOG.warning("A request has the unknown field %r%s: ignored.", name[:64], hint)
 
     def close(self) -> None:
-        """Ends the threads."""
+        """Ends the threads, and the process that tries grammars out."""
+        self._grammars.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _engine_ready(self, info: EngineInfo) -> None:

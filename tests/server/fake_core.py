@@ -11,9 +11,17 @@ from types import SimpleNamespace
 
 from pllm.runtime import errors
 from pllm.runtime.engine import Engine
+from pllm.runtime.grammar_store import GrammarStore
 from pllm.runtime.scheduler import Scheduler
 from pllm.runtime.scheduler_config import SchedulerConfig
-from pllm.runtime.step import SampledToken, SampleSpec, SchedulerOutput, StepResult, TokenLogprobs
+from pllm.runtime.step import (
+    GrammarFailedError,
+    SampledToken,
+    SampleSpec,
+    SchedulerOutput,
+    StepResult,
+    TokenLogprobs,
+)
 
 RAISE, HANG, SPOIL, EXIT = 9001, 9002, 9003, 9004
 BYTES = 256  # token ids below this are bytes; above are special
@@ -46,10 +54,21 @@ class Parrot:
         words = [token for token in spec.prompt_token_ids if token < BYTES]
         place = len(spec.output_token_ids)
         token = END if place >= len(words) and not spec.params.ignore_eos else words[place % len(words)]
+        if spec.matcher is not None:
+            try:
+                token = preferred(token, spec.matcher.allowed(spec.output_token_ids))
+            except GrammarFailedError as error:
+                return SampledToken(spec.seq_id, 0, error=str(error))
         if seed == SPOIL and place == 2:
             return SampledToken(spec.seq_id, 0, error="the logits are not numbers")
         wants = spec.params.logprobs is not None
         return SampledToken(spec.seq_id, token, logprobs_of(token) if wants else None)
+
+
+def preferred(token: int, allowed: bytes) -> int:
+    """What the parrot would say where its grammar allows it; else the end, a sign, a letter: the first of them."""
+    tokens = [token, END, *range(ord("!"), BYTES), *range(ord("!"))]
+    return next(token for token in tokens if allowed[token // 8] >> token % 8 & 1)
 
 
 def logprobs_of(token: int) -> TokenLogprobs:
@@ -60,11 +79,13 @@ def logprobs_of(token: int) -> TokenLogprobs:
 class FakeCore:
     manifest = SimpleNamespace(name="parrot", provenance=SimpleNamespace(checkpoint="tests/parrot"))
 
-    def __init__(self, config: SchedulerConfig) -> None:
-        self.engine = Engine(Scheduler(config), Parrot(float(os.environ.get("PLLM_FAKE_STEP", "0"))))
+    def __init__(self, artifact: Path, config: SchedulerConfig) -> None:
+        self._grammars = GrammarStore(artifact / "tokenizer" / "tokenizer.json", VOCAB)
+        parrot = Parrot(float(os.environ.get("PLLM_FAKE_STEP", "0")))
+        self.engine = Engine(Scheduler(config), parrot, self._grammars)
 
     def close(self) -> None:
-        pass
+        self._grammars.close()
 
 
 def open_core(artifact: Path, max_num_seqs: int = 8, **limits: object) -> FakeCore:
@@ -73,6 +94,7 @@ def open_core(artifact: Path, max_num_seqs: int = 8, **limits: object) -> FakeCo
     if error:
         raise getattr(errors, error)("this artifact cannot be opened: build it again")
     return FakeCore(
+        artifact,
         SchedulerConfig(
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=512,
@@ -82,5 +104,5 @@ def open_core(artifact: Path, max_num_seqs: int = 8, **limits: object) -> FakeCo
             prefill_chunk=256,
             max_logit_rows=512,
             vocab_size=VOCAB,
-        )
+        ),
     )

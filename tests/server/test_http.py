@@ -239,7 +239,7 @@ class TestErrors:
             ({"allowed_token_ids": [300]}, "allowed_token_ids"),
             ({"temperature": 3}, "temperature"),
             ({"n": 129}, "n"),
-            ({"response_format": {"type": "json_object"}}, "response_format"),
+            ({"response_format": {"type": "json_object"}, "guided_regex": "a"}, "guided_regex"),
         ],
     )
     def test_fields_at_fault(self, client: httpx.Client, fields: dict[str, Any], param: str) -> None:

@@ -51,27 +51,11 @@ def _is_one(value: Any) -> bool:
     return value is None or value == 1
 
 
-def _plain_text(value: Any) -> bool:
-    return value is None or (isinstance(value, dict) and value.get("type") == "text")
-
-
-_LATER = "is not supported yet: this server has no grammar engine. Ask for the form in the prompt, or leave it out"
 _TEXT_ONLY = "is not supported: this model reads and writes text only"
 _NOT_HERE = "is not supported by this server; leave it out"
 
 _REFUSED: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {
-    "response_format": (_plain_text, _LATER),
-    **dict.fromkeys(
-        (
-            "structured_outputs",
-            "guided_json",
-            "guided_regex",
-            "guided_choice",
-            "guided_grammar",
-            "structural_tag",
-        ),
-        (_nothing, _LATER),
-    ),
+    "structural_tag": (_nothing, "is not supported: use response_format, structured_outputs or tools"),
     "modalities": (lambda value: value in (None, ["text"]), _TEXT_ONLY),
     **dict.fromkeys(("audio", "mm_processor_kwargs", "media_io_kwargs"), (_nothing, _TEXT_ONLY)),
     **dict.fromkeys(("functions", "function_call"), (_nothing, "is not supported: use tools and tool_choice")),

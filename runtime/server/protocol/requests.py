@@ -17,6 +17,7 @@ __all__ = [
     "FunctionTool",
     "GenerationRequest",
     "Message",
+    "ResponseFormat",
     "StreamOptions",
     "TokenizeRequest",
     "ToolCall",
@@ -38,6 +39,32 @@ class StreamOptions(msgspec.Struct, kw_only=True):
 
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
+
+
+class JsonSchemaFormat(msgspec.Struct, kw_only=True):
+    """A JSON schema. It is kept to, ``strict`` or not."""
+
+    name: str | None = None
+    description: str | None = None
+    schema: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class ResponseFormat(msgspec.Struct, kw_only=True):
+    """OpenAI's way to ask for a form: any JSON object, or JSON of a schema."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchemaFormat | None = None
+
+
+class StructuredOutputs(msgspec.Struct, kw_only=True):
+    """vLLM's way: one of these. ``grammar`` is Lark, as llguidance reads it, or GBNF."""
+
+    json: str | dict[str, Any] | None = None
+    json_object: bool | None = None
+    regex: str | None = None
+    choice: Annotated[list[str], Meta(max_length=4096)] | None = None
+    grammar: str | None = None
 
 
 class GenerationRequest(msgspec.Struct, kw_only=True):
@@ -66,6 +93,13 @@ class GenerationRequest(msgspec.Struct, kw_only=True):
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
     min_tokens: Annotated[int, Meta(ge=0, le=_MAX_ID)] | None = None
+
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: str | dict[str, Any] | None = None
+    guided_regex: str | None = None
+    guided_choice: Annotated[list[str], Meta(max_length=4096)] | None = None
+    guided_grammar: str | None = None
 
     prompt_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     skip_special_tokens: bool | None = None
