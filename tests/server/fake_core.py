@@ -53,7 +53,8 @@ class Parrot:
             os._exit(7)
         words = [token for token in spec.prompt_token_ids if token < BYTES]
         place = len(spec.output_token_ids)
-        token = END if place >= len(words) and not spec.params.ignore_eos else words[place % len(words)]
+        over = place >= len(words) and not spec.params.ignore_eos
+        token = END if over or not words else words[place % len(words)]
         if spec.matcher is not None:
             try:
                 token = preferred(token, spec.matcher.allowed(spec.output_token_ids))
