@@ -34,16 +34,16 @@ def load_config(checkpoint: Checkpoint) -> Any:
         raise CheckpointError(f"{checkpoint.label}: transformers cannot read config.json: {_reason(error)}") from error
 
 
-def skeleton(config: Any, attention: Callable[..., Any]) -> PreTrainedModel:
-    """The configuration's model over ``attention``, with parameters that are address space only: never initialised,
-    read or even touched. Buffers hold what the model computes for them.
+def skeleton(config: Any, attention: Callable[..., Any], dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """The configuration's model over ``attention``, computing in ``dtype``, with parameters that are address space
+    only: never initialised, read or even touched. Buffers hold what the model computes for them.
 
     Raises BuildError where transformers has no such model for generating text.
     """
     AttentionInterface.register(_ATTENTION, attention)
     try:
         with no_init_weights():
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=_ATTENTION)
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=_ATTENTION)
     except Exception as error:  # a class that does not exist, or whatever its own makes of its numbers
         raise BuildError(
             f"transformers makes no causal language model of {type(config).__name__}: {_reason(error)}"

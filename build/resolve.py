@@ -10,6 +10,7 @@ from typing import Any
 from pllm.build.checkpoint import Checkpoint
 from pllm.build.recipe import Recipe
 from pllm.runtime.errors import BuildError, CheckpointError, DoesNotFitError, RecipeError
+from pllm.runtime.gpu import Gpu, find_gpu
 from pllm.runtime.manifest import KvInfo
 from pllm.runtime.memory import MemoryLedger, MemoryPlan, format_bytes
 
@@ -60,9 +61,7 @@ def resolve(recipe: Recipe, checkpoint: Checkpoint, say: Callable[[str], None]) 
     Raises BuildError for a device that this version does not build for, RecipeError for a context beyond the model's.
     """
     if recipe.device.kind == "cuda":
-        raise BuildError(
-            'device.kind = "cuda" is not in this version, which builds for the CPU: set device.kind = "cpu"'
-        )
+        raise BuildError(_no_cuda(find_gpu()))
     facts = ModelFacts.of(checkpoint.config, checkpoint.label)
     recipe = recipe.with_values("device", kind="cpu")
     narrow = checkpoint.dtype == "BF16"
@@ -86,6 +85,19 @@ def resolve(recipe: Recipe, checkpoint: Checkpoint, say: Callable[[str], None]) 
     say(f"cpu, weights stored as {recipe.quantization.weights}, KV as {recipe.quantization.kv}, arithmetic float32")
     say(f"context {recipe.engine.max_model_len} of {facts.context}, up to {engine.max_num_seqs} sequences at once")
     return recipe
+
+
+def _no_cuda(gpu: Gpu | None) -> str:
+    """Why nothing is built for CUDA: a program is compiled and measured on the GPU that it is for."""
+    if gpu is None:
+        return (
+            'device.kind = "cuda" needs a GPU to compile for and to measure on, and none can be used here (no NVIDIA '
+            'driver, no device visible, or all memory taken): set device.kind = "cpu", or build where there is one'
+        )
+    return (
+        f"a program for {gpu.name} ({gpu.sm}) cannot be compiled by this version yet: it has the passes, the kernels and "
+        f'the model runner for CUDA, and not the stage that compiles and measures them; set device.kind = "cpu"'
+    )
 
 
 def kv_info(recipe: Recipe, facts: ModelFacts) -> KvInfo:

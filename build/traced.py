@@ -79,6 +79,11 @@ class Traced:
         specs = self.program.graph_signature.input_specs
         return {spec.arg.name: str(spec.target) for spec in specs if spec.kind in kinds}
 
+    def input(self, name: str) -> Node:
+        """An input of the program by its name. Raises StopIteration where it has none."""
+        found: Node = next(node for node in self.graph.nodes if node.op == "placeholder" and node.name == name)
+        return found
+
     def calls(self, target: object) -> list[Node]:
         return [node for node in self.graph.nodes if node.op == "call_function" and node.target is target]
 
@@ -93,7 +98,7 @@ class Traced:
             node.meta["val"] = torch.empty((rows, *first.shape[1:]), dtype=first.dtype)
         spec = InputSpec(InputKind.BUFFER, TensorArgument(name=node.name), name, persistent=True)
         self.program.graph_signature.input_specs.insert(0, spec)
-        self.sources[node.name] = ConstantSource(parts)
+        self.sources[node.name] = ConstantSource(parts, dtype=first.dtype)
         self._allocate(node)
         return node
 

@@ -13,7 +13,7 @@ from pllm.build.traced import Traced, argument, value
 __all__ = ["merge_linears"]
 
 
-def merge_linears(traced: Traced, storage: torch.dtype) -> str:  # noqa: ARG001  (a pass takes both)
+def merge_linears(traced: Traced, _: object) -> str:
     groups: dict[Node, list[Node]] = {}
     for node in traced.calls(torch.ops.aten.linear.default):
         if argument(node, 1).name in traced.sources:

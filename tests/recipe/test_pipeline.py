@@ -22,6 +22,7 @@ from pllm.build.resolve import resolve
 from pllm.cli import main
 from pllm.runtime.artifact import Artifact
 from pllm.runtime.errors import BuildError, CheckpointError, DoesNotFitError, RecipeError
+from pllm.runtime.gpu import Gpu
 from pllm.runtime.machine import Machine
 from pllm.runtime.manifest import (
     CertificateSummary,
@@ -200,10 +201,24 @@ def quiet(_: str) -> None:
 def test_what_cannot_be_is_refused(checkpoint_path: Path, tmp_path: Path, stages: list[int]) -> None:
     with pytest.raises(RecipeError, match="context of 1024 tokens"):
         run(recipe_for(checkpoint_path, "engine.max_model_len=2048"), tmp_path / "out")
-    with pytest.raises(BuildError, match="cuda"):
-        run(recipe_for(checkpoint_path, "device.kind=cuda"), tmp_path / "out")
     with pytest.raises(CheckpointError, match="no usable max_position_embeddings"):
         run(recipe_for(write_checkpoint(tmp_path / "odd", max_position_embeddings="far")), tmp_path / "out")
+    assert not stages
+
+
+@pytest.mark.parametrize(
+    ("gpu", "said"),
+    [
+        (None, r"no NVIDIA driver.*set device\.kind = \"cpu\""),
+        (Gpu("NVIDIA H200", "sm_90", 13000, 140 << 30, 130 << 30), r"NVIDIA H200 \(sm_90\) cannot be compiled"),
+    ],
+)
+def test_cuda_is_refused_by_what_is_here(
+    gpu: Gpu | None, said: str, checkpoint_path: Path, tmp_path: Path, stages: list[int], monkeypatch: Any
+) -> None:
+    monkeypatch.setattr("pllm.build.resolve.find_gpu", lambda: gpu)
+    with pytest.raises(BuildError, match=said):
+        run(recipe_for(checkpoint_path, "device.kind=cuda"), tmp_path / "out")
     assert not stages
 
 
