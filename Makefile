@@ -30,13 +30,14 @@ PART ?= kernels
 BUDGET ?= 520
 OUTPUT ?= .scratch/gpu-check
 
-.PHONY: help venv serve test nightly smoke-gpu-set lint typecheck contracts bench bench-peers bench-peers-install cuda-table gpu-check clean
+.PHONY: help venv serve test nightly smoke-gpu-set lint typecheck contracts bench bench-edge bench-peers bench-peers-install cuda-table gpu-check clean
 
 help:
 	@echo 'make serve      build the quickstart model where needed, and serve it on $(HOST):$(PORT)'
 	@echo 'make test       the tests (make nightly: the slow ones; make smoke-gpu-set: with the software of GPU machines, 5 GB)'
 	@echo 'make lint       ruff; make typecheck: mypy --strict; make contracts: who may import whom'
-	@echo 'make bench      measure the CPU kernels; make bench-peers: pllm beside transformers and others, an hour or two'
+	@echo 'make bench      measure the CPU kernels; make bench-edge: what the server costs, without a model'
+	@echo 'make bench-peers pllm beside transformers and others, an hour or two'
 	@echo 'make cuda-table the CUDA kernels'"'"' registers, shared memory and spills, without a GPU'
 	@echo 'make gpu-check  on a machine with a GPU: PART=kernels, with PYTHON=python3'
 	@echo 'make clean      remove caches and what was built; keeps environments'
@@ -82,6 +83,10 @@ contracts: venv
 
 bench: venv
 	PYTHONSAFEPATH=1 $(BIN)/python tests/perf/bench_kernels.py
+
+# What one API process streams when the model costs nothing.
+bench-edge: venv
+	PYTHONSAFEPATH=1 PYTHONPATH=tests/perf $(BIN)/python -m edge
 
 bench-peers: venv
 	$(BIN)/pllm build $(PEERS_RECIPE) --output $(PEERS_ARTIFACT)

@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pllm.runtime.server.protocol.requests import ChatCompletionRequest, CompletionRequest
+from pllm.runtime.server.protocol.response_request import ResponsesRequest
 
 from .servers import Server, eventually
 
@@ -26,6 +27,7 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEYS | st.text(max_size=5), inner, max_size=4),
     max_leaves=12,
 )
+ITEM_KEYS = st.sampled_from(["type", "role", "content", "call_id", "name", "arguments", "output", "summary"])
 MESSAGES = st.lists(
     st.fixed_dictionaries({"role": LEAVES, "content": VALUES}, optional={"tool_calls": VALUES}), max_size=3
 )
@@ -70,9 +72,24 @@ def test_completions(client: httpx.Client, body: dict[str, Any]) -> None:
 
 
 @FUZZ
+@given(
+    body=bodies(ResponsesRequest, {"input": "hi", "max_output_tokens": 4}),
+    items=st.none() | st.lists(st.dictionaries(ITEM_KEYS, VALUES, max_size=4), max_size=3),
+)
+def test_responses(client: httpx.Client, body: dict[str, Any], items: Any) -> None:
+    body = body if items is None else {**body, "input": items}
+    answer = client.post("/v1/responses", content=json.dumps(body), headers={"content-type": "application/json"})
+    assert answer.status_code in (200, 400, 404), (answer.text, body)
+    if answer.status_code != 200:
+        assert answer.json()["error"]["message"]
+    elif body.get("stream"):
+        assert "response.failed" not in answer.text
+
+
+@FUZZ
 @given(body=st.binary(max_size=50) | VALUES.map(lambda value: json.dumps(value).encode()))
 def test_bytes(client: httpx.Client, body: bytes) -> None:
-    for path in ("/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"):
+    for path in ("/v1/completions", "/v1/chat/completions", "/v1/responses", "/tokenize", "/detokenize"):
         answer = client.post(path, content=body, headers={"content-type": "application/json"})
         assert answer.status_code in (200, 400), (path, answer.text)
 

@@ -204,7 +204,9 @@ class TestAnswers:
 
 
 class TestErrors:
-    @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize"])
+    @pytest.mark.parametrize(
+        "path", ["/v1/chat/completions", "/v1/completions", "/v1/responses", "/tokenize", "/detokenize"]
+    )
     @pytest.mark.parametrize(
         "body", [b"", b"{", b"[]", b"\xff\xfe", b'{"prompt": NaN}', b"[" * 100_000, b'{"a":' * 50_000, b"null"]
     )
@@ -378,13 +380,21 @@ class TestKeys:
                 "/version",
                 "/nothing",
                 "/%68ealth",
-                "//health",
             ]:
                 answer = client.get(path)
                 assert (answer.status_code, error_of(answer)["code"]) == (401, "invalid_api_key"), path
                 assert answer.headers["www-authenticate"] == "Bearer"
-            for path in ["/v1/chat/completions", "/tokenize", "/health/../tokenize"]:
+            for path in ["/v1/chat/completions", "/v1/responses", "/tokenize", "/health/../tokenize"]:
                 assert client.post(path, json={}).status_code == 401
+
+    @pytest.mark.parametrize(
+        "target", [b"//health", b"//", b"/.", b"/%2f", b"/./health", b"/health/", b"http://x/metrics", b"/;/health"]
+    )
+    def test_paths_that_only_look_like_open_ones(self, locked: Server, target: bytes) -> None:
+        # Over a socket: clients would tidy them up.
+        with socket.create_connection(("127.0.0.1", locked.port), timeout=20) as connection:
+            connection.sendall(b"GET " + target + b" HTTP/1.1\r\nhost: x\r\n\r\n")
+            assert connection.recv(4096).startswith(b"HTTP/1.1 401 ")
 
     @pytest.mark.parametrize("given", ["schlüssel-2", "x", "schlüssel-1 x", "schlüssel-"])
     def test_wrong_keys(self, locked: Server, given: str) -> None:

@@ -108,6 +108,16 @@ def test_a_failure_in_a_stream_is_an_event(client: httpx.Client) -> None:
     assert respond(client, seed=9003).status_code == 500
 
 
+def test_a_form_is_kept(client: httpx.Client) -> None:
+    schema = {"type": "object", "properties": {"a": {"enum": [1]}}, "required": ["a"], "additionalProperties": False}
+    form = {"type": "json_schema", "name": "one", "schema": schema, "strict": True}
+    answer = respond(client, text={"format": form}, max_output_tokens=100).json()
+    assert json.loads(answer["output"][0]["content"][0]["text"]) == {"a": 1}
+    assert answer["text"]["format"]["name"] == "one"
+    wrong = respond(client, text={"format": {**form, "schema": {"type": 1}}})
+    assert (wrong.status_code, wrong.json()["error"]["param"][:11]) == (400, "text.format")
+
+
 def test_logprobs(client: httpx.Client) -> None:
     answer = respond(client, top_logprobs=2, max_output_tokens=2).json()
     logprobs = answer["output"][0]["content"][0]["logprobs"]

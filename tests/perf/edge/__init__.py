@@ -1,0 +1,1 @@
+"""What the server costs when its model costs nothing. ``make bench-edge`` runs it."""
