@@ -52,7 +52,10 @@ def right(llm: LLM, exchanges: list[Exchange]) -> list[bool]:
         by_tools.setdefault(json.dumps(exchange.tools), []).append(index)
     for tools, indices in by_tools.items():
         answers = llm.chat(
-            [exchanges[index].messages() for index in indices], params, tools=json.loads(tools) or None, use_tqdm=False
+            [exchanges[index].messages() for index in indices],
+            params,
+            tools=json.loads(tools) or None,
+            use_tqdm=False,
         )
         for index, answer in zip(indices, answers, strict=True):
             correct[index] = answer.outputs[0].text == exchanges[index].expected()
@@ -83,18 +86,34 @@ def main() -> None:
     for column in ("skill", "questions", *names):
         table.add_column(column, justify="left" if column == "skill" else "right")
     for skill, exchanges in questions.items():
-        table.add_row(skill, str(len(exchanges)), *(f"{100 * np.mean(found[name][skill]):.1f}" for name in names))
+        table.add_row(
+            skill,
+            str(len(exchanges)),
+            *(f"{100 * np.mean(found[name][skill]):.1f}" for name in names),
+        )
     whole = {name: np.concatenate([np.array(found[name][skill], float) for skill in questions]) for name in names}
-    table.add_row("all", str(len(whole[names[0]])), *(f"{100 * whole[name].mean():.2f}" for name in names), style="bold")
+    table.add_row(
+        "all",
+        str(len(whole[names[0]])),
+        *(f"{100 * whole[name].mean():.2f}" for name in names),
+        style="bold",
+    )
     differences = {name: whole[name] - whole[names[0]] for name in names[1:]}
-    table.add_row("difference, points", "", "", *(f"{100 * each.mean():+.2f}" for each in differences.values()))
+    table.add_row(
+        "difference, points",
+        "",
+        "",
+        *(f"{100 * each.mean():+.2f}" for each in differences.values()),
+    )
     bounds = {name: interval(each) for name, each in differences.items()}
     table.add_row("its 95% interval", "", "", *(f"{low:+.2f} to {high:+.2f}" for low, high in bounds.values()))
     Console().print(table)
     if arguments.json:
         report = {
             "questions": len(whole[names[0]]),
-            "accuracy": {name: {skill: float(np.mean(marks)) for skill, marks in found[name].items()} for name in names},
+            "accuracy": {
+                name: {skill: float(np.mean(marks)) for skill, marks in found[name].items()} for name in names
+            },
             "all": {name: float(whole[name].mean()) for name in names},
             "difference_points": {
                 name: {"mean": float(100 * each.mean()), "interval": bounds[name]} for name, each in differences.items()
