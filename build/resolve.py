@@ -95,8 +95,8 @@ def _no_cuda(gpu: Gpu | None) -> str:
             'driver, no device visible, or all memory taken): set device.kind = "cpu", or build where there is one'
         )
     return (
-        f"a program for {gpu.name} ({gpu.sm}) cannot be compiled by this version yet: it has the passes, the kernels and "
-        f'the model runner for CUDA, and not the stage that compiles and measures them; set device.kind = "cpu"'
+        f"a program for {gpu.name} ({gpu.sm}) cannot be compiled by this version yet: it has passes, kernels and "
+        f'a model runner for CUDA, and not the stage that compiles and measures them; set device.kind = "cpu"'
     )
 
 

@@ -139,3 +139,11 @@ def test_the_runtime_imports_lean(module: str) -> None:
     code = f"import sys, {module}; print([name for name in {HEAVY} if name in sys.modules])"
     shown = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=False)
     assert (shown.stdout.strip(), shown.stderr) == ("[]", "")
+
+
+def test_serving_on_a_gpu_imports_torch_and_no_compiler() -> None:
+    modules = ", ".join(f"pllm.runtime.cuda.{path.stem}" for path in sorted((ROOT / "runtime/cuda").glob("[a-z]*.py")))
+    compilers = ("torch._dynamo", "torch._inductor", "transformers", "triton", "pllm.build", "pllm.kernels.cuda")
+    code = f"import sys, {modules}; print([name for name in {compilers} if name in sys.modules])"
+    shown = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=False)
+    assert (shown.stdout.strip(), shown.stderr) == ("[]", "")

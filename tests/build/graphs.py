@@ -149,9 +149,14 @@ class PagedModel:
             "logits_index": torch.tensor(boundaries[1:]) - 1,
             "kv": self._pool,
         }
+        logits = self.forward(inputs)
+        assert logits.shape == (len(rows), VOCABULARY)
+        return logits
+
+    def forward(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The graph over whatever pool and rows the inputs name."""
         with torch.no_grad():
             (logits,) = self._graph.run(*(self._argument(node, inputs) for node in self._inputs))
-        assert logits.shape == (len(rows), VOCABULARY)
         return logits
 
     def _argument(self, node: Node, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
