@@ -6,21 +6,18 @@ https://github.com/guidance-ai/llguidance. Nothing else imports it.
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from llguidance.gbnf_to_lark import GbnfToLarkError, gbnf_to_lark
 
 from pllm.runtime.errors import RequestError
+from pllm.runtime.lark import json_form, lark_text, unanchored
 from pllm.runtime.step import GRAMMAR_FAILED, GrammarFailedError
 from pllm.runtime.structured_outputs import StructuredOutputsParams
 
-__all__ = ["Grammar", "GrammarMatcher", "Vocabulary", "json_form", "lark_regex", "lark_text"]
-
-_WHITESPACE = {"whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,16}"}
-"""JSON's spaces and line ends, but not without end: a small model may never find out of them."""
+__all__ = ["Grammar", "GrammarMatcher", "Vocabulary"]
 
 _LONGEST_MESSAGE = 300
 _GBNF_RULE = re.compile(r"^\s*[\w-]+\s*::=", re.MULTILINE)
@@ -106,21 +103,6 @@ class GrammarMatcher:
         return self._matcher.is_stopped()
 
 
-def json_form(schema: Mapping[str, Any]) -> str:
-    """A JSON schema as llguidance takes it, after ``%json`` in a Lark grammar too."""
-    return json.dumps({**schema, "x-guidance": _WHITESPACE}, ensure_ascii=False)
-
-
-def lark_text(text: str) -> str:
-    """A literal in a Lark grammar."""
-    return json.dumps(text)
-
-
-def lark_regex(regex: str) -> str:
-    """A regular expression in a Lark grammar. It is matched as a whole: anchors around it say nothing."""
-    return "/" + re.sub(r"\\.|/", lambda found: r"\/" if found[0] == "/" else found[0], _unanchored(regex)) + "/"
-
-
 def _grammar_text(params: StructuredOutputsParams) -> str:
     """The form as llguidance reads it."""
     if params.json_object:
@@ -128,17 +110,11 @@ def _grammar_text(params: StructuredOutputsParams) -> str:
     if params.json is not None:
         return LLMatcher.grammar_from_json_schema(json_form(json.loads(str(params.json))))
     if params.regex is not None:
-        return LLMatcher.grammar_from_regex(_unanchored(params.regex))
+        return LLMatcher.grammar_from_regex(unanchored(params.regex))
     if params.choice is not None:
         return LLMatcher.grammar_from_lark("start: " + " | ".join(map(lark_text, params.choice)))
     grammar = params.grammar or ""
     return LLMatcher.grammar_from_lark(gbnf_to_lark(grammar) if _GBNF_RULE.search(grammar) else grammar)
-
-
-def _unanchored(regex: str) -> str:
-    regex = regex.removeprefix("^")
-    ends_with_anchor = regex.endswith("$") and (len(regex) - len(regex[:-1].rstrip("\\"))) % 2 == 1
-    return regex[:-1] if ends_with_anchor else regex
 
 
 def _shortened(text: str) -> str:

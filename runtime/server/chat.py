@@ -6,8 +6,10 @@ from typing import Any
 
 import msgspec
 
+from pllm.runtime.errors import RequestError
 from pllm.runtime.request_text import RequestText, TextDelta
 from pllm.runtime.sampling_params import SamplingParams
+from pllm.runtime.server.chat_message import MessageText
 from pllm.runtime.server.identity import new_id
 from pllm.runtime.server.model import ServedModel
 from pllm.runtime.server.protocol.answers import (
@@ -17,22 +19,23 @@ from pllm.runtime.server.protocol.answers import (
     ChatCompletion,
     ChatDelta,
     ChatLogprobs,
-    ChatMessage,
 )
 from pllm.runtime.server.protocol.conversation import conversation_of
 from pllm.runtime.server.protocol.errors import ErrorAnswer, error_answer
-from pllm.runtime.server.protocol.forms import RequestedForm, requested_form
+from pllm.runtime.server.protocol.forms import requested_form
 from pllm.runtime.server.protocol.logprobs import chat_logprobs, prompt_logprobs
 from pllm.runtime.server.protocol.params import chat_params
 from pllm.runtime.server.protocol.parse import Parsed
 from pllm.runtime.server.protocol.requests import ChatCompletionRequest, Message
+from pllm.runtime.server.protocol.tools import OfferedTools
 from pllm.runtime.server.usage import usage_of
+from pllm.runtime.structured_outputs import StructuredOutputsParams
 
 __all__ = ["ChatAnswer"]
 
 
 class ChatAnswer:
-    """One chat completion. Tool calls are not parsed: what the model writes is the content, ``<tool_call>`` and all."""
+    """One chat completion: what the model writes, told apart into thoughts, calls of tools and content."""
 
     last_words = b"data: [DONE]\n\n"
 
@@ -40,7 +43,9 @@ class ChatAnswer:
         self._model = model
         self._name = model.name_for(request.model)
         self._params = chat_params(request, model.intake.generation, model.info.max_model_len)
-        self._form: RequestedForm | None = None
+        self._form_field = "response_format"
+        self._tools = OfferedTools()
+        self._messages: list[MessageText] = []
         self._id = new_id("chatcmpl")
         self._created = int(time.time())
         self._top_logprobs = request.top_logprobs or 0
@@ -61,17 +66,17 @@ class ChatAnswer:
     @property
     def form_field(self) -> str:
         """The request's field that asks for a form."""
-        return "response_format" if self._form is None else self._form.field
+        return self._form_field
 
     def prepare(self, parsed: Parsed[ChatCompletionRequest]) -> list[RequestText]:
         """The conversation through the chat template, as token ids."""
         request, intake = parsed.request, self._model.intake
         conversation = conversation_of(parsed)
-        self._form = requested_form(request)
-        if self._form is not None:
-            self._params = msgspec.structs.replace(self._params, structured_outputs=self._form.params)
+        self._tools = OfferedTools.of(parsed)
         self._model.check_size(sum(map(_content_size, request.messages)), "messages")
         prompt = intake.chat_prompt(**conversation)
+        self._keep_form(request, prompt.text or "")
+        self._listen(prompt.text or "")
         return [
             intake.request(
                 self._id,
@@ -82,18 +87,61 @@ class ChatAnswer:
             )
         ]
 
+    def _keep_form(self, request: ChatCompletionRequest, prompt: str) -> None:
+        """Demand calls, or else the form that the request asks for."""
+        form = requested_form(request)
+        grammar = self._model.answer_grammar
+        wanted: StructuredOutputsParams | None = None
+        if self._tools.demanded:
+            if form is not None:
+                message = f"'{form.field}' and a 'tool_choice' that demands a call exclude each other."
+                raise RequestError(message, param=form.field, code="invalid_value")
+            self._form_field = "tools"
+            try:
+                wanted = grammar.calls(self._tools.demanded, prompt, several=self._tools.parallel)
+            except RequestError as error:
+                raise RequestError(error.message, param="tools", code=error.code) from None
+        elif form is not None:
+            self._form_field = form.field
+            wanted = grammar.form(form.params, prompt)
+        if wanted is not None:
+            self._params = msgspec.structs.replace(self._params, structured_outputs=wanted)
+
+    def _listen(self, prompt: str) -> None:
+        """A reader for each answer. What they listen for must be in the text, be it a special token."""
+        style, tokenizer = self._model.style, self._model.intake.tokenizer
+        self._messages = [
+            MessageText(
+                style.reader(
+                    prompt, self._tools.names, forced=bool(self._tools.demanded), parallel=self._tools.parallel
+                ),
+                short_ids=style.calls == "mistral",
+            )
+            for _ in range(self._params.n)
+        ]
+        if (self._tools.names or style.thinks) and any(
+            tokenizer.token_to_id(marker) in tokenizer.special_ids for marker in style.markers
+        ):
+            self._params = msgspec.structs.replace(self._params, skip_special_tokens=False)
+
+    def _finish_reason(self, index: int, reason: str | None) -> Any:
+        """OpenAI's word for an end with calls, unless the call was the client's choice."""
+        calls = self._messages[index].num_calls and not self._tools.is_named
+        return "tool_calls" if calls and reason == "stop" else reason
+
     def whole(self, texts: list[RequestText]) -> ChatCompletion:
         """All n messages."""
         output = texts[0].output()
+        messages = [self._messages[answer.index].whole(answer.text) for answer in output.outputs]
         choices = [
             ChatChoice(
                 index=answer.index,
-                message=ChatMessage(answer.text),
+                message=message,
                 logprobs=self._logprobs(answer.token_ids, answer.logprobs),
-                finish_reason=answer.finish_reason,  # type: ignore[arg-type]  # the engine's words are OpenAI's
+                finish_reason=self._finish_reason(answer.index, answer.finish_reason),
                 stop_reason=answer.stop_reason,
             )
-            for answer in output.outputs
+            for answer, message in zip(output.outputs, messages, strict=True)
         ]
         return ChatCompletion(
             id=self._id,
@@ -111,16 +159,15 @@ class ChatAnswer:
 
     def chunk(self, texts: list[RequestText], number: int, delta: TextDelta) -> Iterable[ChatChunk]:
         """The new text of one answer; nothing while its tokens make no text yet and nobody counts them."""
-        shown = delta.text or delta.finish_reason is not None or delta.logprobs is not None
-        if not shown and not self._usage_always:
+        added = self._messages[number].add(delta.text, final=delta.finish_reason is not None)
+        is_empty = added == ChatDelta()
+        if is_empty and delta.finish_reason is None and delta.logprobs is None and not self._usage_always:
             return
-        choice = ChatChunkChoice(
-            number,
-            ChatDelta(content=delta.text) if delta.text or delta.finish_reason is None else ChatDelta(),
-            self._logprobs(delta.token_ids, delta.logprobs),
-        )
+        if is_empty and delta.finish_reason is None:
+            added.content = ""
+        choice = ChatChunkChoice(number, added, self._logprobs(delta.token_ids, delta.logprobs))
         if delta.finish_reason is not None:
-            choice.finish_reason = delta.finish_reason  # type: ignore[assignment]
+            choice.finish_reason = self._finish_reason(number, delta.finish_reason)
             choice.stop_reason = delta.stop_reason
         yield self._chunk(texts, [choice])
 

@@ -91,6 +91,8 @@ def _serve(
         served_names=tuple(args.served_model_name),
         api_key_digests=tuple(map(ServerSettings.key_digest, keys)),
         chat_template=args.chat_template,
+        tool_call_parser=args.tool_call_parser,
+        reasoning_parser=args.reasoning_parser,
         max_queue=args.max_queue,
         grace=args.grace,
         request_timeout=args.request_timeout,

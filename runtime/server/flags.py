@@ -5,6 +5,8 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from pllm.runtime.message.style import CALL_STYLES
+
 __all__ = ["add_flags", "read_flags"]
 
 ENGINE_CORE = "pllm.runtime.engine_core:EngineCore.open"
@@ -54,6 +56,18 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--served-model-name", nargs="+", action="extend", default=[], metavar="NAME", help="further names"
     )
     names.add_argument("--chat-template", metavar="FILE", help="a Jinja template instead of the model's own")
+    names.add_argument(
+        "--tool-call-parser",
+        choices=("auto", *CALL_STYLES, "none"),
+        default="auto",
+        help="how the model writes calls of tools (%(default)s: as its chat template shows)",
+    )
+    names.add_argument(
+        "--reasoning-parser",
+        choices=("auto", "think", "none"),
+        default="auto",
+        help="whether thoughts stand before its answers (%(default)s: as its chat template shows)",
+    )
     engine = parser.add_argument_group("engine")
     engine.add_argument("--max-num-seqs", type=_at_least_one, metavar="N", help="sequences that run at once")
     engine.add_argument("--memory", metavar="SIZE", help="memory for weights and KV cache together, such as 4GiB")

@@ -1,14 +1,18 @@
 """The model as clients see it: its names, and its side of text."""
 
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
 from pllm.runtime.errors import RequestError
 from pllm.runtime.generation_config import GenerationConfig
 from pllm.runtime.intake import Intake
+from pllm.runtime.message.call_grammar import AnswerGrammar
+from pllm.runtime.message.style import MessageStyle
 from pllm.runtime.messages import EngineInfo
 from pllm.runtime.server.protocol.answers import ModelCard, ModelList
 from pllm.runtime.server.protocol.errors import HttpError
+from pllm.runtime.server.settings import ServerSettings
 from pllm.runtime.tokenizer import Tokenizer
 
 __all__ = ["ServedModel", "TextSide"]
@@ -19,10 +23,22 @@ _COMPOSED = 4  # characters that Unicode's composition makes one of, at most
 class TextSide:
     """What of an artifact the API process reads: while the engine process opens the rest."""
 
-    def __init__(self, artifact: Path, chat_template: str | None) -> None:
+    def __init__(self, artifact: Path, settings: ServerSettings) -> None:
+        self._settings = settings
+        chat_template = settings.chat_template
         self._tokenizer = Tokenizer.open(artifact / "tokenizer")
         self._generation = GenerationConfig.open(artifact / "generation.json")
         self._template = None if chat_template is None else self._tokenizer.chosen_template(chat_template)
+
+    @cached_property
+    def style(self) -> MessageStyle:
+        """How the model writes calls and thoughts: as its template for tools shows, where the operator says nothing."""
+        template = self._template or self._tokenizer.chat_template
+        shown = MessageStyle.of("\n".join(template.sources.values())) if template else MessageStyle()
+        calls, thoughts = self._settings.tool_call_parser, self._settings.reasoning_parser
+        if calls != "auto":
+            shown = replace(shown, calls=None if calls == "none" else calls)
+        return shown if thoughts == "auto" else replace(shown, thinks=thoughts == "think")
 
     def intake(self, info: EngineInfo) -> Intake:
         """The way in, with the limits of the engine that has been opened."""
@@ -38,7 +54,10 @@ class TextSide:
 class ServedModel:
     """One model under all its names: the operator's first, then the artifact's own and that of its source."""
 
-    def __init__(self, intake: Intake, info: EngineInfo, served_names: tuple[str, ...], created: int) -> None:
+    def __init__(
+        self, intake: Intake, info: EngineInfo, style: MessageStyle, served_names: tuple[str, ...], created: int
+    ) -> None:
+        self.style = style
         self.intake = intake
         self.info = info
         self.names = tuple(dict.fromkeys((*served_names, info.model_name, info.model_source)))
@@ -65,6 +84,17 @@ class ServedModel:
                 param=param,
                 code="context_length_exceeded",
             )
+
+    @cached_property
+    def answer_grammar(self) -> AnswerGrammar:
+        """Writes grammars of answers in the model's style."""
+        tokenizer = self.intake.tokenizer
+
+        def added_id(text: str) -> int | None:
+            token_id = tokenizer.token_to_id(text)
+            return token_id if token_id in tokenizer.added_ids else None
+
+        return AnswerGrammar(self.style, added_id)
 
     @cached_property
     def _longest_token(self) -> int:

@@ -5,12 +5,14 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import msgspec
+from msgspec import UNSET
 
 from pllm.runtime.errors import RequestError
 from pllm.runtime.request_text import RequestText, TextDelta
 from pllm.runtime.server.chat import ChatAnswer
 from pllm.runtime.server.identity import new_id
 from pllm.runtime.server.model import ServedModel
+from pllm.runtime.server.protocol.answers import AnsweredCall, TokenLogprob
 from pllm.runtime.server.protocol.errors import error_answer
 from pllm.runtime.server.protocol.parse import Parsed
 from pllm.runtime.server.protocol.response_answers import (
@@ -41,6 +43,7 @@ class ResponseAnswer:
             raise in_our_words(error) from None
         self._items = ResponseItems()
         self._finish_reason: str | None = None
+        self._has_calls = False  # what has no text from then on is their tokens
         params = self._chat.params
         self._response = Response(
             id=new_id("resp"),
@@ -85,7 +88,10 @@ class ResponseAnswer:
         choice = self._chat.whole(texts).choices[0]
         self._finish_reason = choice.finish_reason
         logprobs = choice.logprobs.content if choice.logprobs is not None else []
-        for _ in self._items.add_text(choice.message.content, logprobs):
+        message = choice.message
+        thoughts = None if message.reasoning is UNSET else message.reasoning
+        calls = None if message.tool_calls is UNSET else message.tool_calls
+        for _ in self._add(thoughts, message.content, logprobs, calls):
             pass
         for _ in self._items.finish(self._item_status):
             pass
@@ -101,8 +107,8 @@ class ResponseAnswer:
         for chunk in self._chat.chunk(texts, number, delta):
             for choice in chunk.choices:
                 logprobs = choice.logprobs.content if choice.logprobs is not None else []
-                if choice.delta.content or logprobs:
-                    yield from self._items.add_text(choice.delta.content or "", logprobs)
+                new = choice.delta
+                yield from self._add(new.reasoning, new.content or None, logprobs, new.tool_calls)
                 if choice.finish_reason is not None:
                     self._finish_reason = choice.finish_reason
 
@@ -120,6 +126,21 @@ class ResponseAnswer:
         self._response.status = "failed"
         self._response.error = ResponseFailure(message)
         yield self._event("failed")
+
+    def _add(
+        self, thoughts: str | None, content: str | None, logprobs: list[TokenLogprob], calls: list[AnsweredCall] | None
+    ) -> Iterator[TypedEvent]:
+        """A message's parts as items, in the order in which models write them. Only text has log-probabilities."""
+        if thoughts:
+            yield from self._items.add_reasoning(thoughts)
+        if content is not None or (logprobs and not thoughts and not calls and not self._has_calls):
+            yield from self._items.add_text(content or "", logprobs)
+        for call in calls or ():
+            if call.id is not None:
+                self._has_calls = True
+                yield from self._items.begin_call(call.id, call.function.name or "")
+            if call.function.arguments:
+                yield from self._items.add_arguments(call.function.arguments)
 
     @property
     def _item_status(self) -> Any:

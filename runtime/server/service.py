@@ -57,7 +57,7 @@ class Service:
     async def open_text(self) -> None:
         """Reads the tokenizer and its templates, in a thread. Raises ArtifactError."""
         self._text = await asyncio.get_running_loop().run_in_executor(
-            self._threads, TextSide, self._artifact, self.settings.chat_template
+            self._threads, TextSide, self._artifact, self.settings
         )
         if self.engine.info is not None:
             self._engine_ready(self.engine.info)
@@ -117,7 +117,7 @@ class Service:
     def _engine_ready(self, info: EngineInfo) -> None:
         if self._text is None:
             return  # open_text goes on from here
-        model = ServedModel(self._text.intake(info), info, self.settings.served_names, self._created)
+        model = ServedModel(self._text.intake(info), info, self._text.style, self.settings.served_names, self._created)
         if self._ready is None:
             metrics = ServerMetrics(self.engine, prefix=self.settings.metrics_prefix, model_name=model.name)
             admission = Admission(capacity=info.max_num_seqs, max_queue=self.settings.max_queue)

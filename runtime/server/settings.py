@@ -2,6 +2,9 @@
 
 import hashlib
 from dataclasses import dataclass, field
+from typing import Literal
+
+from pllm.runtime.message.style import CallStyle
 
 __all__ = ["EdgeLimits", "ServerSettings"]
 
@@ -36,6 +39,8 @@ class ServerSettings:
     served_names: tuple[str, ...] = ()
     api_key_digests: tuple[bytes, ...] = field(default=(), repr=False)
     chat_template: str | None = None
+    tool_call_parser: CallStyle | Literal["auto", "none"] = "auto"
+    reasoning_parser: Literal["auto", "think", "none"] = "auto"
     max_queue: int = 256
     grace: float = 30.0
     request_timeout: float | None = None

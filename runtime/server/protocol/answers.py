@@ -6,6 +6,8 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 __all__ = [
+    "AnsweredCall",
+    "CalledFunction",
     "ChatChoice",
     "ChatChunk",
     "ChatChunkChoice",
@@ -27,7 +29,7 @@ __all__ = [
     "VersionAnswer",
 ]
 
-FinishReason = Literal["stop", "length", "abort", "error"]
+FinishReason = Literal["stop", "length", "tool_calls", "abort", "error"]
 PromptLogprobs = list[dict[str, dict[str, Any]] | None]
 
 
@@ -70,12 +72,32 @@ class ChatLogprobs(msgspec.Struct):
     refusal: None = None
 
 
-class ChatMessage(msgspec.Struct):
-    """The model's message. Tool calls are not parsed: the text holds what the model wrote."""
+class CalledFunction(msgspec.Struct, omit_defaults=True):
+    """A function's name, and the text of its arguments: a JSON object, unless the answer was cut off. In a stream's
+    later chunks the name is absent."""
 
-    content: str
+    arguments: str
+    name: str | None = None
+
+
+class AnsweredCall(msgspec.Struct, omit_defaults=True):
+    """A call of a tool. In a stream ``index`` says which, and its later chunks have nothing but more arguments."""
+
+    function: CalledFunction
+    index: int | None = None
+    id: str | None = None
+    type: str | None = None
+
+
+class ChatMessage(msgspec.Struct):
+    """The model's message. Its thoughts stand under both names that clients have for them."""
+
+    content: str | None
     role: Literal["assistant"] = "assistant"
     refusal: None = None
+    tool_calls: list[AnsweredCall] | UnsetType = UNSET
+    reasoning_content: str | UnsetType = UNSET
+    reasoning: str | UnsetType = UNSET
 
 
 class ChatChoice(msgspec.Struct):
@@ -107,6 +129,9 @@ class ChatDelta(msgspec.Struct, omit_defaults=True):
 
     role: Literal["assistant"] | None = None
     content: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    tool_calls: list[AnsweredCall] | None = None
 
 
 class ChatChunkChoice(msgspec.Struct):

@@ -4,7 +4,7 @@ from typing import Any
 
 from pllm.runtime.errors import RequestError
 from pllm.runtime.server.protocol.parse import Parsed
-from pllm.runtime.server.protocol.requests import ChatCompletionRequest, Message, NamedTool, TokenizeRequest
+from pllm.runtime.server.protocol.requests import ChatCompletionRequest, Message, TokenizeRequest
 
 __all__ = ["conversation_of"]
 
@@ -39,13 +39,6 @@ def conversation_of(parsed: Parsed[ChatCompletionRequest] | Parsed[TokenizeReque
         )
     tools = parsed.plain("tools") or None
     choice = getattr(request, "tool_choice", None)
-    if choice == "required" or isinstance(choice, NamedTool):
-        raise RequestError(
-            "'tool_choice' can be 'none' or 'auto' here: a call cannot be forced without a grammar engine, which this "
-            "server does not have yet.",
-            param="tool_choice",
-            code="unsupported_parameter",
-        )
     if choice == "none":
         tools = None  # what the model is not told of it cannot call
     generate = request.add_generation_prompt

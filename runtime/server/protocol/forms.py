@@ -34,8 +34,8 @@ def requested_form(request: GenerationRequest) -> RequestedForm | None:
         found.append(("response_format", _of_format(request.response_format)))
     if request.structured_outputs is not None:
         given = msgspec.structs.asdict(request.structured_outputs)
-        if fields := {name: value for name, value in given.items() if value not in (None, False)}:
-            found.append(("structured_outputs", fields))
+        if chosen := {name: value for name, value in given.items() if value not in (None, False)}:
+            found.append(("structured_outputs", chosen))
     for name, kind in _GUIDED.items():
         if (value := getattr(request, name)) is not None:
             found.append((name, {kind: value}))

@@ -26,7 +26,6 @@ _WITHOUT_EFFECT: Final = frozenset(
     {
         "include_reasoning",
         "metadata",
-        "parallel_tool_calls",
         "prediction",
         "prompt_cache_key",
         "prompt_cache_options",
