@@ -29,6 +29,7 @@ from .sides import ROOT, Side, Trial, TrialError, llama_cpp_side
 
 RESULTS = ROOT / "tests" / "perf" / "results"
 REPS = {"W1": 3, "W2": 2, "W3": 1, "W4": 1}
+ENOUGH = 4  # rounds: of fewer, the bootstrap can draw only a handful of samples
 PEERS = ("transformers", "transformers-continuous", "llama-cpp")
 
 
@@ -58,9 +59,10 @@ def main() -> int:
         comparison.run(workload, options.rounds, trial, say)
 
     notes = [
-        f"{recipe.name}, {options.threads} threads, float32 arithmetic on every side, {options.rounds} rounds in turn.",
+        f"{recipe.name}, {options.threads} threads, float32 arithmetic on every side, rounds in turn: {options.rounds}.",
         f"{machine.line}; {', '.join(f'{name} {number}' for name, number in comparison.versions.items())}.",
         "Ratios: of the medians; then the median of the rounds' ratios with its 95% bootstrap interval.",
+        *([] if options.rounds >= ENOUGH else ["So few rounds give no interval worth the name: this was a trial."]),
         *agreements(comparison),
         *(f"Left out: {reason}." for reason in absent),
     ]
