@@ -47,7 +47,8 @@ def build_app(service: Service) -> ASGIApp:
         Route("/v1/completions", GenerationEndpoint(service, CompletionRequest, CompletionAnswer), methods=["POST"]),
         *(Route(path, handler, methods=[method]) for method, path, handler in _Plain(service).routes()),
     ]
-    return Edge(Router(routes, redirect_slashes=False), service)
+    patterns = {route.endpoint: route.path for route in routes}
+    return Edge(Router(routes, redirect_slashes=False), service, patterns)
 
 
 class _Plain:
@@ -64,7 +65,7 @@ class _Plain:
             ("POST", "/detokenize", self.detokenize),
             ("POST", "/reset_prefix_cache", self.reset_prefix_cache),
             ("GET", "/health", self.health),
-            ("GET", "/ready", self.health),
+            ("GET", "/ready", self.ready),
             ("GET", "/version", self.version),
             ("GET", "/metrics", self.metrics),
             ("GET", "/openapi.json", self.openapi),
@@ -74,6 +75,9 @@ class _Plain:
 
     async def health(self, _: Request) -> Response:
         return Response(status_code=200 if self._service.is_ready else 503)
+
+    async def ready(self, request: Request) -> Response:
+        return await self.health(request)
 
     async def version(self, _: Request) -> Response:
         return _json(VersionAnswer(__version__))

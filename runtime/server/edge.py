@@ -2,6 +2,8 @@
 
 import logging
 import time
+from collections.abc import Mapping
+from typing import Any
 
 import msgspec
 from starlette.exceptions import HTTPException
@@ -29,9 +31,10 @@ _EXPLAINED = {
 class Edge:
     """Wraps the routes. An exception before the first byte becomes an error answer; after it, the connection closes."""
 
-    def __init__(self, app: ASGIApp, service: Service) -> None:
+    def __init__(self, app: ASGIApp, service: Service, patterns: Mapping[Any, str]) -> None:
         self._app = app
         self._service = service
+        self._patterns = patterns  # of the routes' paths, by endpoint: for the log, since a path may hold anything
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request. uvicorn sends nothing but HTTP here: lifespan and websockets are off."""
@@ -73,7 +76,7 @@ class Edge:
             if settings.log_requests:
                 facts = {
                     "method": scope["method"],
-                    "route": getattr(scope.get("route"), "path", None),  # the pattern: a path may hold anything
+                    "route": self._patterns.get(scope.get("endpoint")),
                     "status": status,
                     "seconds": round(time.monotonic() - began, 4),
                 }
