@@ -68,6 +68,11 @@ class EngineCore:
         available = available_memory()
         opened = Artifact.open(artifact)
         manifest = opened.manifest
+        if manifest.requires.device != "cpu":
+            raise ArtifactMismatchError(
+                f"{artifact} is built for {manifest.requires.device}, which this version does not serve yet; build one "
+                f"for the CPU: pllm build {manifest.provenance.recipe} --set device.kind=cpu"
+            )
         plan = _plan(manifest, max_num_seqs, memory, available)
         num_threads = _threads(manifest, threads)
         info = manifest.program(_PROGRAM)

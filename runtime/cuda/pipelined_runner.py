@@ -19,8 +19,8 @@ the scheduler knows nothing of what was launched ahead. Three things follow:
 - A row can be launched ahead only where its blocks reach: `SchedulerConfig.lookahead_tokens` has the scheduler take the
   next block one step early.
 
-Rows that need their logits on the CPU (log probabilities, penalties, masks) are sampled there, from one and the same
-step to the last: which way a sequence's tokens are drawn depends on its parameters alone, never on its neighbours.
+Rows that need their logits on the CPU (log probabilities, penalties, masks, grammars) are sampled there, from the first
+token to the last: which way a sequence's tokens are drawn depends on its parameters alone, never on its neighbours.
 """
 
 from collections.abc import Sequence
@@ -101,7 +101,8 @@ def draws_on_device(samples: Sequence[SampleSpec]) -> bool:
     spec = samples[0]
     params = spec.params
     return (
-        params.logprobs is None
+        spec.matcher is None
+        and params.logprobs is None
         and params.prompt_logprobs is None
         and params.allowed_token_ids is None
         and not params.logit_bias

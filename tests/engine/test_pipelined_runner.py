@@ -2,9 +2,11 @@
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
+from pllm.runtime.cuda.pipelined_runner import draws_on_device
 from pllm.runtime.sampling_params import SamplingParams
 from pllm.runtime.step import SampleSpec, ScheduledRow, SchedulerOutput
 
@@ -174,3 +176,20 @@ def test_what_was_launched_is_kept_only_where_it_is_what_is_asked_for(
     launched = [call for call in device.calls if call.startswith(("copy", "launch", "wait"))]
     assert ("wait decode 2" in launched) == is_kept
     assert ("launch decode 3" in launched and "wait decode 3" in launched) == (not is_kept)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"logprobs": 0}, {"prompt_logprobs": 1}, {"allowed_token_ids": (1,)}, {"logit_bias": {1: 2.0}},
+        {"min_tokens": 1}, {"repetition_penalty": 1.1}, {"frequency_penalty": 0.1}, {"presence_penalty": 0.1},
+    ],
+)  # fmt: skip
+def test_what_needs_logits_is_sampled_on_the_cpu(changes: dict[str, object]) -> None:
+    plain = SampleSpec(0, SamplingParams(temperature=0.5, top_k=3, top_p=0.9, min_p=0.1), (1,), [], seed=0)
+    assert draws_on_device((plain,))
+    assert not draws_on_device(())
+    assert not draws_on_device((plain, plain))
+    assert not draws_on_device((replace(plain, params=SamplingParams(**changes)),))  # type: ignore[arg-type]
+    assert not draws_on_device((replace(plain, bad_words_token_ids=((1,),)),))
+    assert not draws_on_device((replace(plain, matcher=object()),))  # type: ignore[arg-type]
