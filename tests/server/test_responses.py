@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -13,7 +14,7 @@ from pllm.runtime.errors import RequestError
 from pllm.runtime.server.protocol.parse import parse
 from pllm.runtime.server.protocol.response_request import ResponsesRequest, translated
 
-from .servers import Server
+from .servers import Server, running_server
 
 
 @pytest.fixture
@@ -189,6 +190,55 @@ class TestInput:
             "type": "function",
             "function": {"name": "f", "description": "d", "parameters": {"type": "object"}},
         }
+
+
+TOOL = {"type": "function", "name": "weather", "parameters": {"type": "object"}}
+CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Bern"}}\n</tool_call>'
+
+
+@pytest.fixture(scope="module")
+def hermes(artifact: Path) -> Iterator[Server]:
+    """A server whose model, the parrot, thinks and calls tools if one tells it how."""
+    with running_server(artifact, "--tool-call-parser", "hermes", "--reasoning-parser", "think") as server:
+        yield server.wait_ready()
+
+
+def test_calls_are_items(hermes: Server) -> None:
+    # The template shows the tools first, and the parrot says all of it again.
+    body = {"input": f"sure{CALL}{CALL}", "tools": [TOOL], "max_output_tokens": 400}
+    with hermes.client() as client:
+        whole = respond(client, **body).json()
+        parts = events(respond(client, **body, stream=True).text)
+    calls = [item for item in whole["output"] if item["type"] == "function_call"]
+    assert [(call["name"], json.loads(call["arguments"])) for call in calls] == [("weather", {"city": "Bern"})] * 2
+    assert len({call["call_id"] for call in calls}) == 2
+    assert {item["status"] for item in whole["output"]} == {"completed"}
+    own = ("id", "call_id")
+    streamed = [{key: item[key] for key in item if key not in own} for item in parts[-1]["response"]["output"]]
+    assert streamed == [{key: item[key] for key in item if key not in own} for item in whole["output"]]
+    deltas = [event["delta"] for event in parts if event["type"] == "response.function_call_arguments.delta"]
+    assert "".join(deltas) == "".join(call["arguments"] for call in calls)
+    done = [event["name"] for event in parts if event["type"] == "response.function_call_arguments.done"]
+    assert done == ["weather", "weather"]
+
+
+def test_thoughts_are_items(hermes: Server) -> None:
+    with hermes.client() as client:
+        whole = respond(client, input="<think>hm</think>sure").json()
+        parts = events(respond(client, input="<think>hm</think>sure", stream=True).text)
+    assert [item["type"] for item in whole["output"]] == ["reasoning", "message"]
+    assert whole["output"][0]["content"] == [{"type": "reasoning_text", "text": "hm"}]
+    assert whole["output"][1]["content"][0]["text"] == "sure"
+    assert [event["text"] for event in parts if event["type"] == "response.reasoning_text.done"] == ["hm"]
+
+
+def test_a_call_can_be_demanded(hermes: Server) -> None:
+    with hermes.client() as client:
+        choice = {"type": "function", "name": "weather"}
+        answer = respond(client, tools=[TOOL], tool_choice=choice, max_output_tokens=200).json()
+        assert [item["type"] for item in answer["output"]] == ["function_call"]
+        wrong = respond(client, tools=[TOOL], tool_choice={"type": "function", "name": "nobody"})
+        assert (wrong.status_code, wrong.json()["error"]["param"][:11]) == (400, "tool_choice")
 
 
 WRONG: dict[str, list[Any]] = {

@@ -5,7 +5,8 @@
 Three processes: the API process, which is measured; the engine, whose scheduler is real and whose model runner returns
 at once (`core`); this client. A model that returns at once gives its tokens faster than an event each can go out, and
 what waits goes out together: so it is asked again with steps that take a while, where every token is an event of its
-own. ``tokens an event`` says which of the two a line is about.
+own. ``tokens an event`` says which of the two a line is about. Meanwhile one more client sends requests that are wrong
+and notes how long their 400 takes.
 """
 
 import argparse
@@ -63,7 +64,10 @@ def main() -> None:
     parser.add_argument("--json", metavar="FILE", type=Path)
     args = parser.parse_args()
     print(f"{args.connections} connections, {args.tokens} tokens each, {args.rounds} rounds, {os.cpu_count()} cores")
-    print("step ms   offered/s   tokens/s (median, range)        tokens an event   busy: API   engine   client")
+    print(
+        "step ms   offered/s   tokens/s (median, range)        tokens an event   busy: API   engine   client"
+        "   400 after: p50, p99 ms"
+    )
     results = []
     for step in args.steps:
         with tempfile.TemporaryDirectory() as folder, _server(Path(folder), args.connections, step) as server:
@@ -76,6 +80,7 @@ def main() -> None:
             f"{step:7g}   {offered:>9}   {middle['tokens_per_s']:7,.0f} ({min(rates):7,.0f} to {max(rates):7,.0f})"
             f"   {middle['tokens_per_event']:17.2f}"
             f"   {middle['api_cpu']:9.2f}   {middle['engine_cpu']:6.2f}   {middle['client_cpu']:6.2f}"
+            f"   {middle['error_p50_ms']:14.1f} {middle['error_p99_ms']:7.1f}"
         )
     if args.json is not None:
         machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
@@ -88,15 +93,22 @@ def _round(args: argparse.Namespace, port: int, api: psutil.Process, engine: psu
     processes = {"api_cpu": api, "engine_cpu": engine, "client_cpu": psutil.Process()}
     before = {name: _cpu(process) for name, process in processes.items()}
     begin = time.perf_counter()
-    results = uvloop.run(_all(port, args.connections, args.tokens))
+    results, errors = uvloop.run(_all(port, args.connections, args.tokens))
     seconds = time.perf_counter() - begin
     tokens, events = (sum(each) for each in zip(*results, strict=True))
     assert tokens == args.connections * args.tokens
     busy = {name: (_cpu(process) - before[name]) / seconds for name, process in processes.items()}
-    return {"tokens_per_s": tokens / seconds, "tokens_per_event": tokens / max(events, 1), "seconds": seconds, **busy}
+    waits = {f"error_p{share}_ms": _percentile(errors, share) * 1000 for share in (50, 99)}
+    pace = {"tokens_per_s": tokens / seconds, "tokens_per_event": tokens / max(events, 1), "seconds": seconds}
+    return pace | busy | waits
 
 
-async def _all(port: int, connections: int, tokens: int) -> list[tuple[int, int]]:
+def _percentile(values: list[float], share: int) -> float:
+    return sorted(values)[min(len(values) - 1, len(values) * share // 100)]
+
+
+async def _all(port: int, connections: int, tokens: int) -> tuple[list[tuple[int, int]], list[float]]:
+    """Tokens and events of each stream; and the seconds that each wrong request waited for its answer meanwhile."""
     loop = asyncio.get_running_loop()
     body = {"prompt": "x" * 32, "max_tokens": tokens, "ignore_eos": True, "stream": True, "cache_salt": "edge"}
     text = json.dumps({**body, "stream_options": {"include_usage": True}}).encode()
@@ -106,7 +118,25 @@ async def _all(port: int, connections: int, tokens: int) -> list[tuple[int, int]
     await asyncio.gather(
         *(loop.create_connection(lambda end=end: _Stream(request, end), "127.0.0.1", port) for end in ends)  # type: ignore[misc]
     )
-    return list(await asyncio.gather(*ends))
+    errors: list[float] = []
+    mistakes = asyncio.ensure_future(_mistakes(port, errors))
+    results = list(await asyncio.gather(*ends))
+    mistakes.cancel()
+    return results, errors
+
+
+async def _mistakes(port: int, waits: list[float]) -> None:
+    text = b'{"prompt": "x", "temperature": "hot"}'
+    request = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: %d\r\n\r\n" % len(text)
+    while True:
+        begin = time.perf_counter()
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(request + text)
+        answer = await reader.read()
+        writer.close()
+        assert answer.startswith(b"HTTP/1.1 400 "), answer[:100]
+        waits.append(time.perf_counter() - begin)
+        await asyncio.sleep(0.02)
 
 
 def _cpu(process: psutil.Process) -> float:
