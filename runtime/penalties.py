@@ -11,6 +11,11 @@ from pllm.runtime.step import SampleSpec
 
 __all__ = ["apply_penalties", "changes_logits"]
 
+_BIAS_OF_BYTE = np.where(
+    np.unpackbits(np.arange(256, dtype=np.uint8)[:, np.newaxis], axis=1, bitorder="little") == 1, 0, -np.inf
+).astype(np.float32)
+"""What eight tokens' bits add to their logits, float32 [256, 8]."""
+
 LARGEST = np.float32(1e30)  # dividing by a tiny penalty or temperature must not make infinities
 
 
@@ -68,9 +73,10 @@ def apply_penalties(logits: NDArray[np.float32], spec: SampleSpec) -> None:
 
 def _forbid_others(logits: NDArray[np.float32], allowed: bytes) -> None:
     """Leave only the tokens whose bit is set; ids beyond the bits have none."""
-    bits = np.unpackbits(np.frombuffer(allowed, np.uint8), count=min(8 * len(allowed), len(logits)), bitorder="little")
-    logits[len(bits) :] = -np.inf
-    np.copyto(logits[: len(bits)], -np.inf, where=bits == 0)
+    # A table look-up per byte and a sum: as fast for a mask of noise as for one of runs, which no branch is.
+    bias = _BIAS_OF_BYTE[np.frombuffer(allowed, np.uint8)].reshape(-1)[: len(logits)]
+    logits[: len(bias)] += bias
+    logits[len(bias) :] = -np.inf
 
 
 def _ids(token_ids: Iterable[int], size: int) -> NDArray[np.int64]:
