@@ -13,6 +13,7 @@ Prints one Markdown table and writes every figure to tests/perf/results/.
 import argparse
 import json
 import shlex
+import statistics
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -29,6 +30,7 @@ from .sides import ROOT, Side, Trial, TrialError, llama_cpp_side
 
 RESULTS = ROOT / "tests" / "perf" / "results"
 REPS = {"W1": 3, "W2": 2, "W3": 1, "W4": 1}
+ALONE = 0.05  # of the cores, for everybody else: above, a comparison is one of who suffers more from company
 ENOUGH = 4  # rounds: of fewer, the bootstrap can draw only a handful of samples
 PEERS = ("transformers", "transformers-continuous", "llama-cpp")
 
@@ -58,10 +60,12 @@ def main() -> int:
     for workload in options.workloads:
         comparison.run(workload, options.rounds, trial, say)
 
+    others = comparison.others
     notes = [
-        f"{recipe.name}, {options.threads} threads, float32 arithmetic on every side, rounds in turn: {options.rounds}.",
+        f"{recipe.name}: {options.threads} threads, float32 arithmetic on every side, {options.rounds} rounds.",
         f"{machine.line}; {', '.join(f'{name} {number}' for name, number in comparison.versions.items())}.",
         "Ratios: of the medians; then the median of the rounds' ratios with its 95% bootstrap interval.",
+        f"Others took {statistics.median(others):.0%} of the cores during a trial (median; at most {max(others):.0%}).",
         *([] if options.rounds >= ENOUGH else ["So few rounds give no interval worth the name: this was a trial."]),
         *agreements(comparison),
         *(f"Left out: {reason}." for reason in absent),
@@ -69,6 +73,8 @@ def main() -> int:
     print(comparison.table(), "", *notes, sep="\n")
     target = write(options, comparison, machine, {label: artifact_facts(m) for label, m in manifests.items()}, notes)
     say(f"written: {target.relative_to(ROOT) if target.is_relative_to(ROOT) else target}")
+    if statistics.median(others) > ALONE:
+        raise TrialError(f"others took more than {ALONE:.0%} of the cores in most trials: end them, and measure again")
     return 0
 
 
@@ -149,7 +155,10 @@ def write(
         "notes": notes,
         "trials": {
             workload: {
-                label: [{"metrics": trial.metrics, "passes": trial.passes} for trial in trials]
+                label: [
+                    {"metrics": trial.metrics, "passes": trial.passes, "others": round(trial.others, 4)}
+                    for trial in trials
+                ]
                 for label, trials in kept.items()
             }
             for workload, kept in comparison.trials.items()

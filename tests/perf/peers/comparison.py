@@ -33,7 +33,7 @@ class Comparison:
                 kept[side.label].append(found)
                 shown = [metric for metric in METRICS.values() if metric.name in found.metrics]
                 figures = ", ".join(f"{m.label} {found.metrics[m.name] * m.scale:.4g} {m.unit}" for m in shown)
-                said(f"{workload} round {number + 1} of {rounds}, {side.label}: {figures}")
+                said(f"{workload} round {number + 1} of {rounds}, {side.label}: {figures}; others: {found.others:.0%}")
         self.trials[workload] = kept
 
     def values(self, workload: str, label: str, metric: Metric) -> list[float]:
@@ -90,6 +90,11 @@ class Comparison:
                         ]
                     )
         return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+    @property
+    def others(self) -> list[float]:
+        """Of every trial, the share of the cores that everybody else took."""
+        return [trial.others for kept in self.trials.values() for trials in kept.values() for trial in trials]
 
     @property
     def versions(self) -> dict[str, str]:

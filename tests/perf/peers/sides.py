@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .disturbance import CpuAccount
+
 __all__ = ["ROOT", "Side", "Trial", "TrialError", "llama_cpp_side"]
 
 HERE = Path(__file__).parents[1]
@@ -22,12 +24,14 @@ class TrialError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """What one worker answered: ``metrics`` by the names of `metrics.METRICS`."""
+    """What one worker answered: ``metrics`` by the names of `metrics.METRICS`. ``others``: the share of the cores that
+    everybody else took meanwhile."""
 
     metrics: dict[str, float]
     passes: list[list[float | None]]
     token_ids: list[list[int]]
     versions: dict[str, str]
+    others: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,16 +53,18 @@ class Side:
             *(str(self.model), workload, "--engine", self.engine, "--vocab-size", str(vocab_size)),
             *("--reps", str(reps), "--threads", str(threads)),
         ]
+        before = CpuAccount.now()
         try:
             done = run_module(self.python, self.module, words, threads)
         except subprocess.TimeoutExpired as error:
             raise TrialError(f"{self.label}, {workload}: no answer within {error.timeout:.0f} s") from None
+        others = CpuAccount.now().others_since(before)
         lines = done.stdout.strip().splitlines()
         if done.returncode != 0 or not lines:
             said = "\n".join(done.stderr.strip().splitlines()[-15:])
             raise TrialError(f"{self.label}, {workload}: exit code {done.returncode}\n{said}")
         answer: dict[str, Any] = json.loads(lines[-1])
-        return Trial(**answer)
+        return Trial(**answer, others=others)
 
 
 def llama_cpp_side(checkpoint: Path, fingerprint: str) -> Side | str:

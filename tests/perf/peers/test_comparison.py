@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from .comparison import Comparison, order_of_round
+from .disturbance import CpuAccount
 from .metrics import METRICS
 from .ratios import Ratio
 from .sides import Side, Trial
@@ -105,6 +106,15 @@ class TestComparison:
         assert comparison.agreement("W2", "pllm", "other") == pytest.approx(4 / 6)
         assert comparison.agreement("W4", "pllm", "other") is None
         assert comparison.agreement("W2", "pllm", "absent") is None
+
+
+def test_others_are_whoever_is_not_ours() -> None:
+    before = CpuAccount(when=10.0, busy=100.0, ours=3.0, cores=2)
+    assert CpuAccount(20.0, 114.0, 12.0, 2).others_since(before) == pytest.approx(5 / 20)
+    assert CpuAccount(20.0, 109.0, 12.1, 2).others_since(before) == 0.0  # ticks are coarse
+    now = CpuAccount.now()
+    assert now.busy > 0
+    assert now.cores >= 1
 
 
 def test_what_a_pass_says() -> None:
