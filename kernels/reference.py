@@ -171,9 +171,7 @@ def filtered_probabilities(
     return weights / weights.sum()
 
 
-def sample(
-    logits: torch.Tensor, temperature: float, top_k: int, top_p: float, min_p: float, uniform: float
-) -> int:
+def sample(logits: torch.Tensor, temperature: float, top_k: int, top_p: float, min_p: float, uniform: float) -> int:
     """One token: the first id whose cumulative probability, in id order, exceeds `uniform` in [0, 1).
 
     temperature < 1e-5: argmax.
