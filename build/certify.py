@@ -39,12 +39,14 @@ class _Bounds:
 
     @classmethod
     def of(cls, build: Build, references: Sequence["_Reference"]) -> "_Bounds":
-        verify, weights = build.recipe.verify, build.recipe.quantization.weights
+        verify, stored = build.recipe.verify, build.recipe.quantization
         spread = float(np.mean([np.ptp(logits, axis=1).mean() for _, logits in references]))
         auto = {
             "int8": cls(0.05 * spread, 0.02, 1.0),
             "int4": cls(0.25 * spread, 0.3, 1.0),
-        }.get(weights, cls(0.001, 0.00001, 0.05))
+        }.get(stored.weights)
+        if auto is None:
+            auto = cls(0.001, 0.00001, 0.05) if build.kv.dtype == "float32" else cls(0.02 * spread, 0.001, 1.0)
         asked = (verify.max_logit_error, verify.max_kl_divergence, verify.max_skipped_share)
         decided = (auto.logit_error, auto.kl_divergence, auto.skipped_share)
         return cls(*(given if isinstance(given, float) else own for given, own in zip(asked, decided, strict=True)))

@@ -148,20 +148,21 @@ class VerifySection:
     max_logit_error: float | str = _key(
         Number(0, 100, words=("auto",)),
         "The largest difference of any logit from the reference's, on the reference's own tokens. auto is 0.001 where "
-        "weights are stored exactly; 5% (int8) or 25% (int4) of the reference's spread, its largest logit less its "
-        "smallest, where they are rounded.",
+        "weights and KV are stored exactly; else 2% (KV in bf16), 5% (weights in int8) or 25% (int4) of the "
+        "reference's spread, its largest logit less its smallest.",
         "auto",
     )
     max_kl_divergence: float | str = _key(
         Number(0, 100, words=("auto",)),
         "The largest Kullback-Leibler divergence of the next token's distribution from the reference's, in nats, mean "
-        "over those tokens. auto is 0.00001, and 0.02 (int8) or 0.3 (int4) where weights are rounded.",
+        "over those tokens. auto is 0.00001, and 0.001 (KV in bf16), 0.02 (int8) or 0.3 (int4) where something is "
+        "rounded.",
         "auto",
     )
     max_skipped_share: float | str = _key(
         Number(0, 1, words=("auto",)),
         "The largest share of tokens whose top two logits in the reference lie within twice max_logit_error, so that "
-        "either token is right and none is compared. auto is 0.05, and 1 where weights are rounded.",
+        "either token is right and none is compared. auto is 0.05, and 1 where something is rounded.",
         "auto",
     )
     golden_prompts: int = _key(

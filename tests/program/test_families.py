@@ -26,9 +26,9 @@ GREEDY = SamplingParams(temperature=0, max_tokens=NEW_TOKENS, ignore_eos=True, l
 SCORED = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=NUM_TOP)
 FLOAT32_BOUND = 1e-4
 """Of a log probability: float32 arithmetic in another order."""
-BFLOAT16_KV_BOUND = 0.1
-"""Of a log probability: keys and values rounded to 8 bits of mantissa, through as many layers."""
-MAX_SKIPPED_SHARE = 0.2
+BFLOAT16_KV_BOUND = 0.04
+"""Of a log probability: keys and values rounded to 8 bits of mantissa."""
+MAX_SKIPPED_SHARE = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +79,7 @@ def test_the_artifact_says_what_transformers_says(family: str, builds: Builds, t
 @pytest.mark.nightly
 @pytest.mark.parametrize("family", ["llama", "gpt_oss"])
 def test_a_cache_in_bfloat16_stays_within_its_bound(family: str, builds: Builds, texts: list[list[int]]) -> None:
-    built = builds.of(
-        family, "quantization.kv=bf16", f"verify.max_logit_error={BFLOAT16_KV_BOUND}", "verify.max_skipped_share=1"
-    )
+    built = builds.of(family, "quantization.kv=bf16")
     core = EngineCore.open(built.artifact)
     try:
         assert core.manifest.kv.dtype == "bfloat16"
