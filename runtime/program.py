@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pllm.kernels.cpu.library import load_library
 from pllm.runtime.artifact import Weight
 from pllm.runtime.errors import ArtifactDamagedError, ArtifactMismatchError, PllmError
 from pllm.runtime.manifest import ProgramInfo, TensorInfo
@@ -201,10 +202,10 @@ class Program:
         """
         torch = _Torch()
         try:
-            loaded = [ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL) for path in operators]
+            loaded = [load_library(path, ctypes.RTLD_GLOBAL) for path in operators]
             for handle in loaded:
                 handle.pllm_last_error.restype = ctypes.c_char_p
-            program_library = ctypes.CDLL(str(library))
+            program_library = load_library(library)
             for name, arguments in _CONTAINER.items():
                 getattr(program_library, f"AOTInductorModelContainer{name}").argtypes = arguments
         except (OSError, AttributeError) as error:

@@ -12,7 +12,7 @@ import pytest
 from pllm.kernels import reference
 from pllm.kernels.cpu import compile as compile_module
 from pllm.kernels.cpu.compile import CompilerError, build_library
-from pllm.kernels.cpu.library import CpuLibrary, OperatorError
+from pllm.kernels.cpu.library import CpuLibrary, OperatorError, load_library
 from pllm.kernels.registry import OPERATORS
 
 LAYOUT = """
@@ -116,3 +116,15 @@ def test_the_binding_and_the_registry_import_no_torch() -> None:
         "sys.exit('torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": ""})
+
+
+def test_a_library_built_again_at_its_place_is_the_new_one(tmp_path: Path) -> None:
+    path, source = tmp_path / "answer.so", tmp_path / "answer.c"
+    answers = []
+    for number in (1, 2):
+        source.write_text(f"int answer(void) {{ return {number}; }}\n")
+        new = tmp_path / "new.so"
+        subprocess.run(["g++", "-x", "c", "-shared", "-fPIC", str(source), "-o", str(new)], check=True)
+        new.replace(path)
+        answers += [load_library(path).answer(), load_library(path).answer()]
+    assert answers == [1, 1, 2, 2]
