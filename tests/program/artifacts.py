@@ -51,7 +51,7 @@ class Builds:
     def of(self, family: str, *overrides: str) -> Built:
         key = (family, *overrides)
         if key not in self._built:
-            folder = self._folder / str(len(self._built))
+            folder = self._folder / "-".join(word.replace("=", "-") for word in key)
             recipe = recipe_of(family, folder)
             build_artifact(Recipe.load(recipe, [*LIMITS, *overrides]), folder / "artifact", Progress())
             self._built[key] = Built(folder / "artifact", Checkpoint(folder / family, label=family))
