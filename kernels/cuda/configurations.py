@@ -132,7 +132,7 @@ class Configurations:
         if (size, depth, max_rows) in self.small_linear:
             return self.small_linear[size, depth, max_rows]
         if max_rows > 1:
-            return SmallLinearConfiguration(block_n=16, block_k=256, num_warps=1, num_stages=4)
+            return SmallLinearConfiguration(block_n=16, block_k=128, num_warps=1, num_stages=6)
         # One row has no matrix unit to fill: fewer weight rows a program, so that there are two a multiprocessor.
         block_n = 8 if size >= 16 * self.device.multiprocessors else 4
         return SmallLinearConfiguration(block_n, block_k=4096 // block_n, num_warps=4, num_stages=3)
