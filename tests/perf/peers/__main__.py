@@ -62,7 +62,7 @@ def main() -> int:
 
     others = comparison.others
     notes = [
-        f"{recipe.name}: {options.threads} threads, float32 arithmetic on every side, {options.rounds} rounds.",
+        f"{recipe.name}: {options.threads} threads, float32 arithmetic on every side, rounds: {options.rounds}.",
         f"{machine.line}; {', '.join(f'{name} {number}' for name, number in comparison.versions.items())}.",
         "Ratios: of the medians; then the median of the rounds' ratios with its 95% bootstrap interval.",
         f"Others took {statistics.median(others):.0%} of the cores during a trial (median; at most {max(others):.0%}).",
