@@ -114,6 +114,7 @@ class Staging:
 @contextmanager
 def build_lock(target: Path, on_wait: Callable[[], None]) -> Iterator[None]:
     """Be the only build of ``target`` while the block runs; ``on_wait`` is called first where another one must end.
+    What dead builds have left is removed.
 
     Raises BuildError where the folder around ``target`` cannot be written.
     """
@@ -126,6 +127,9 @@ def build_lock(target: Path, on_wait: Callable[[], None]) -> Iterator[None]:
         except BlockingIOError:
             on_wait()
             fcntl.flock(lock, fcntl.LOCK_EX)
+        with _explained(target):
+            for dead in [path for path in target.parent.iterdir() if path.name.startswith(_partial(target))]:
+                shutil.rmtree(dead, ignore_errors=True)
         yield
 
 
@@ -138,15 +142,17 @@ def stage(target: Path) -> Iterator[Staging]:
     with _explained(target):
         if target.exists() and not (target / MANIFEST).is_file() and (not target.is_dir() or any(target.iterdir())):
             raise BuildError(f"{target} exists and is no artifact: remove it, or give another --output")
-        partial = f".{target.name}.partial-"
-        for dead in [path for path in target.parent.iterdir() if path.name.startswith(partial)]:
-            shutil.rmtree(dead, ignore_errors=True)
-        directory = target.parent / f"{partial}{os.getpid()}"
+        directory = target.parent / f"{_partial(target)}{os.getpid()}"
         try:
             directory.mkdir()
             yield Staging(target, directory)
         finally:
             shutil.rmtree(directory, ignore_errors=True)
+
+
+def _partial(target: Path) -> str:
+    """How the folders begin that artifacts of this name are gathered in."""
+    return f".{target.name}.partial-"
 
 
 @contextmanager
