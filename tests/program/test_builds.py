@@ -57,7 +57,7 @@ def test_a_build_killed_at_any_moment_leaves_no_artifact_or_a_whole_one(
     if moment % 2:
         target.parent.mkdir()
         tiny.copy_to(target)
-    delay = random.Random(moment).uniform(0.5, 30)  # a build takes about 25 s
+    delay = random.Random(moment).uniform(3 * moment, 3 * moment + 3)  # a build takes about 25 s
     process = subprocess.Popen(
         [*command(recipe, target), "--force"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         start_new_session=True,
