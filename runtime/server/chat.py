@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from pllm.runtime.errors import RequestError
+from pllm.runtime.message.thought_tokens import ThoughtTokens
 from pllm.runtime.request_text import RequestText, TextDelta
 from pllm.runtime.sampling_params import SamplingParams
 from pllm.runtime.server.chat_message import MessageText
@@ -19,6 +20,7 @@ from pllm.runtime.server.protocol.answers import (
     ChatCompletion,
     ChatDelta,
     ChatLogprobs,
+    Usage,
 )
 from pllm.runtime.server.protocol.conversation import conversation_of
 from pllm.runtime.server.protocol.errors import ErrorAnswer, error_answer
@@ -110,12 +112,14 @@ class ChatAnswer:
     def _listen(self, prompt: str) -> None:
         """A reader for each answer. What they listen for must be in the text, be it a special token."""
         style, tokenizer = self._model.style, self._model.intake.tokenizer
+        begun = style.begins_with_thoughts(prompt)
         self._messages = [
             MessageText(
                 style.reader(
                     prompt, self._tools.names, forced=bool(self._tools.demanded), parallel=self._tools.parallel
                 ),
                 short_ids=style.calls == "mistral",
+                thoughts=ThoughtTokens(tokenizer, begun=begun) if style.thinks else None,
             )
             for _ in range(self._params.n)
         ]
@@ -132,7 +136,7 @@ class ChatAnswer:
     def whole(self, texts: list[RequestText]) -> ChatCompletion:
         """All n messages."""
         output = texts[0].output()
-        messages = [self._messages[answer.index].whole(answer.text) for answer in output.outputs]
+        messages = [self._messages[answer.index].whole(answer.text, answer.token_ids) for answer in output.outputs]
         choices = [
             ChatChoice(
                 index=answer.index,
@@ -148,7 +152,7 @@ class ChatAnswer:
             created=self._created,
             model=self._name,
             choices=choices,
-            usage=usage_of(texts),
+            usage=self.usage(texts),
             prompt_logprobs=prompt_logprobs(output.prompt_logprobs),
         )
 
@@ -159,7 +163,7 @@ class ChatAnswer:
 
     def chunk(self, texts: list[RequestText], number: int, delta: TextDelta) -> Iterable[ChatChunk]:
         """The new text of one answer; nothing while its tokens make no text yet and nobody counts them."""
-        added = self._messages[number].add(delta.text, final=delta.finish_reason is not None)
+        added = self._messages[number].add(delta.text, delta.token_ids, final=delta.finish_reason is not None)
         is_empty = added == ChatDelta()
         if is_empty and delta.finish_reason is None and delta.logprobs is None and not self._usage_always:
             return
@@ -175,8 +179,12 @@ class ChatAnswer:
         """The usage, if it was asked for, in a chunk without choices."""
         if self._usage_at_end:
             chunk = self._chunk(texts, [])
-            chunk.usage = usage_of(texts)
+            chunk.usage = self.usage(texts)
             yield chunk
+
+    def usage(self, texts: list[RequestText]) -> Usage:
+        """The tokens so far."""
+        return usage_of(texts, reasoning=sum(message.num_thought_tokens for message in self._messages))
 
     def failed(self, error: Exception) -> Iterable[ErrorAnswer]:
         """The error, in place of what is missing."""
@@ -185,7 +193,7 @@ class ChatAnswer:
     def _chunk(self, texts: list[RequestText], choices: list[ChatChunkChoice]) -> ChatChunk:
         chunk = ChatChunk(id=self._id, created=self._created, model=self._name, choices=choices)
         if self._usage_always:
-            chunk.usage = usage_of(texts)
+            chunk.usage = self.usage(texts)
         elif self._usage_at_end:
             chunk.usage = None
         return chunk

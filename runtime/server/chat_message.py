@@ -3,31 +3,42 @@
 import os
 import random
 import string
+from collections.abc import Sequence
 
 from pllm.runtime.message.pieces import CallArguments, CallStart, Content, Piece, PieceReader
+from pllm.runtime.message.thought_tokens import ThoughtTokens
 from pllm.runtime.server.protocol.answers import AnsweredCall, CalledFunction, ChatDelta, ChatMessage
 
 __all__ = ["MessageText"]
 
 
 class MessageText:
-    """``reader`` tells the parts; ``short_ids``: call ids of nine letters, all that Mistral's templates take."""
+    """``reader`` tells the parts; ``short_ids``: call ids of nine letters, all that Mistral's templates take;
+    ``thoughts`` counts the tokens of thoughts, None where the model has none."""
 
-    def __init__(self, reader: PieceReader, *, short_ids: bool) -> None:
+    def __init__(self, reader: PieceReader, *, short_ids: bool, thoughts: ThoughtTokens | None) -> None:
         self._reader = reader
+        self._thoughts = thoughts
         self._short_ids = short_ids
         self.num_calls = 0
 
-    def add(self, text: str, *, final: bool) -> ChatDelta:
-        """What the text adds to the message; ``final``: nothing follows."""
+    @property
+    def num_thought_tokens(self) -> int:
+        """Tokens of thoughts so far."""
+        return 0 if self._thoughts is None else self._thoughts.count
+
+    def add(self, text: str, token_ids: Sequence[int], *, final: bool) -> ChatDelta:
+        """What the text, made of these tokens, adds to the message; ``final``: nothing follows."""
+        if self._thoughts is not None:
+            self._thoughts.feed(token_ids)
         pieces = self._reader.feed(text) if text else []
         if final:
             pieces = pieces + self._reader.finish()
         return self._delta(pieces)
 
-    def whole(self, text: str) -> ChatMessage:
+    def whole(self, text: str, token_ids: Sequence[int]) -> ChatMessage:
         """The message that all the text makes."""
-        delta = self.add(text, final=True)
+        delta = self.add(text, token_ids, final=True)
         message = ChatMessage(delta.content)
         if delta.tool_calls:
             message.tool_calls = delta.tool_calls

@@ -25,7 +25,6 @@ from pllm.runtime.server.protocol.response_answers import (
 )
 from pllm.runtime.server.protocol.response_request import ResponsesCall, in_our_words
 from pllm.runtime.server.response_items import ResponseItems
-from pllm.runtime.server.usage import usage_of
 
 __all__ = ["ResponseAnswer"]
 
@@ -152,7 +151,7 @@ class ResponseAnswer:
         if response.status == "incomplete":
             response.incomplete_details = IncompleteDetails()
         response.completed_at = int(time.time())
-        response.usage = response_usage(usage_of(texts))
+        response.usage = response_usage(self._chat.usage(texts))
         return response
 
     def _event(self, what: str) -> ResponseEvent:

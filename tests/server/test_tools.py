@@ -189,6 +189,33 @@ def test_thoughts(http: httpx.Client) -> None:
     assert both["finish_reason"] == "tool_calls"
 
 
+@pytest.mark.parametrize(
+    ("content", "fields", "count"),
+    [
+        ("Yes.", {}, 0),
+        ("<think>\nHm.\n</think>\n\nYes.", {}, len("<think>\nHm.\n</think>")),
+        ("<think>\nHm.", {}, len("<think>\nHm.") + 1),  # and the end token, which came while it thought
+        ("Hm.\n</think>\nYes.", {"chat_template_kwargs": {"think": True}}, len("Hm.\n</think>")),
+        ("<think>Hm.</think>", {"n": 2}, 2 * len("<think>Hm.</think>")),
+        (f"<think>Hm.</think>{CALL}", {"tools": [WEATHER]}, len("<think>Hm.</think>")),
+    ],
+)
+def test_tokens_of_thoughts_are_told(http: httpx.Client, content: str, fields: dict, count: int) -> None:
+    body = {"messages": [{"role": "user", "content": content}], **fields}
+    usage = http.post("/v1/chat/completions", json=body).json()["usage"]
+    assert usage["completion_tokens_details"] == {"reasoning_tokens": count}
+    assert usage["completion_tokens"] >= count
+    options = {"stream": True, "stream_options": {"include_usage": True, "continuous_usage_stats": True}}
+    with http.stream("POST", "/v1/chat/completions", json=body | options) as reply:
+        chunks = [json.loads(line[6:]) for line in reply.iter_lines() if line.startswith("data: {")]
+    counts = [chunk["usage"]["completion_tokens_details"]["reasoning_tokens"] for chunk in chunks]
+    assert counts == sorted(counts)
+    assert counts[-1] == count
+    if "n" not in fields and "tools" not in fields:
+        details = http.post("/v1/responses", json={"input": content, **fields}).json()["usage"]["output_tokens_details"]
+        assert details["reasoning_tokens"] == count
+
+
 @pytest.mark.parametrize("thoughts", ["", "<think>\nHm {\n</think>\n\n"])
 def test_a_form_is_kept_after_thoughts(http: httpx.Client, thoughts: str) -> None:
     form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"enum": [12, 13]}}}

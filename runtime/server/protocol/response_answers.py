@@ -88,9 +88,9 @@ class InputTokensDetails(msgspec.Struct, frozen=True):
 
 
 class OutputTokensDetails(msgspec.Struct, frozen=True):
-    """How many of the answer's tokens were thought, where that is told apart."""
+    """How many of the answer's tokens were thoughts, the marker that ends them included."""
 
-    reasoning_tokens: int = 0
+    reasoning_tokens: int
 
 
 class ResponseUsage(msgspec.Struct, frozen=True):
@@ -237,6 +237,6 @@ def response_usage(usage: Usage) -> ResponseUsage:
         usage.prompt_tokens,
         InputTokensDetails(usage.prompt_tokens_details.cached_tokens),
         usage.completion_tokens,
-        OutputTokensDetails(),
+        OutputTokensDetails(usage.completion_tokens_details.reasoning_tokens),
         usage.total_tokens,
     )
