@@ -1,5 +1,6 @@
 """The order of the tests: what takes seconds first, so that a mistake shows early; compilations last."""
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,11 @@ import pytest
 HERE = Path(__file__).parent
 FIRST = ("engine", "test_house.py", "artifact")
 LAST = ("server", "text", "kernels", "build", "program", "e2e")
+
+
+def pytest_configure() -> None:
+    # A shell's background job inherits a Ctrl-C that is ignored; the tests that interrupt need Python's own answer to it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(tryfirst=True)
