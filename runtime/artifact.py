@@ -113,7 +113,7 @@ class Artifact:
         weights = set(artifact.manifest.weights.files)
         for name in artifact.manifest.files:
             if name not in weights:
-                artifact._compare(name, hash_file(artifact.directory / name))
+                artifact._compare(name, artifact._hash(name))
         artifact._hashing = threading.Thread(
             target=artifact._verify_weights, args=(verify,), name="pllm-verify", daemon=True
         )
@@ -146,6 +146,8 @@ class Artifact:
                 files.append(SafetensorsFile(self.path(name), populate=populate))
             except SafetensorsError as error:
                 raise ArtifactDamagedError(str(error), self.path(name)) from None
+            except OSError as error:
+                raise _unreadable(self.path(name), error) from None
         mapped = MappedWeights(files)
         total = sum(weight.nbytes for weight in mapped.tensors.values())
         declared = self.manifest.weights
@@ -198,9 +200,16 @@ class Artifact:
             for name, sha256 in hashes.items():
                 self._compare(name, sha256)
         except OSError as error:
-            self._failure = ArtifactDamagedError(f"{error.filename}: {error.strerror}", error.filename)
+            self._failure = _unreadable(Path(error.filename or self.directory), error)
         except BaseException as error:  # handed to the thread that waits
             self._failure = error
+
+    def _hash(self, name: str) -> str:
+        path = self.directory / name
+        try:
+            return hash_file(path)
+        except OSError as error:
+            raise _unreadable(path, error) from None
 
     def _compare(self, name: str, sha256: str) -> None:
         if sha256 != self.manifest.files[name].sha256:
@@ -224,6 +233,8 @@ class _Version(msgspec.Struct):
 def _read_manifest(directory: Path) -> Manifest:
     path = directory / MANIFEST
     if not path.is_file():
+        if directory.is_file():
+            raise ArtifactError(f"{directory} is no artifact: it is a file, and pllm build makes a folder")
         what = "has no manifest.json" if directory.is_dir() else "does not exist"
         raise ArtifactError(
             f"{directory} is no artifact: it {what}; make one with: pllm build RECIPE --output {directory}"
@@ -243,6 +254,10 @@ def _read_manifest(directory: Path) -> Manifest:
         raise ArtifactDamagedError(f"{path} is malformed: {error}", path) from None
 
 
+def _unreadable(path: Path, error: OSError) -> ArtifactDamagedError:
+    return ArtifactDamagedError(f"{path} cannot be read: {error.strerror}", path)
+
+
 def _bounded(path: Path) -> bytes:
     try:
         if path.is_symlink() or not path.is_file():
@@ -250,7 +265,7 @@ def _bounded(path: Path) -> bytes:
         with path.open("rb") as file:
             content = file.read(_MAX_MANIFEST_BYTES + 1)
     except OSError as error:
-        raise ArtifactDamagedError(f"{path} cannot be read: {error.strerror}", path) from None
+        raise _unreadable(path, error) from None
     if len(content) > _MAX_MANIFEST_BYTES:
         raise ArtifactDamagedError(f"{path} has more than {_MAX_MANIFEST_BYTES} bytes", path)
     return content

@@ -1,6 +1,7 @@
 """Opening: whole artifacts open, and everything else is refused by name before anything is loaded."""
 
 import ctypes
+import errno
 import hashlib
 import json
 import os
@@ -215,7 +216,23 @@ def test_weights_other_than_counted_are_refused(artifact_path: Path) -> None:
         opened(artifact_path).map_weights()
 
 
-def test_no_artifact_is_told_from_a_damaged_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["golden.json", "weights/00001.safetensors"])
+def test_a_file_that_may_not_be_read_is_named(name: str, artifact_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opens = Path.open
+
+    def opens_but_one(self: Path, *arguments: Any, **more: Any) -> Any:
+        if self == artifact_path / name:  # root may read everything: no mode of the file would do
+            raise PermissionError(errno.EACCES, "Permission denied", str(self))
+        return opens(self, *arguments, **more)
+
+    monkeypatch.setattr(Path, "open", opens_but_one)
+    with pytest.raises(ArtifactDamagedError, match=rf"{name} cannot be read: Permission denied"):
+        opened(artifact_path).map_weights()
+
+
+def test_no_artifact_is_told_from_a_damaged_one(tmp_path: Path, artifact_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="it is a file"):
+        Artifact.read(artifact_path / MANIFEST)
     with pytest.raises(ArtifactError, match=r"does not exist.*pllm build") as caught:
         Artifact.read(tmp_path / "nowhere")
     assert not isinstance(caught.value, ArtifactDamagedError)
