@@ -2,10 +2,10 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["json_form", "lark_regex", "lark_text", "unanchored"]
+__all__ = ["json_form", "lark_regex", "lark_text", "lark_tokens", "unanchored"]
 
 _WHITESPACE = {"whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,16}"}
 """JSON's spaces and line ends, but not without end: a small model may never find out of them."""
@@ -19,6 +19,17 @@ def json_form(schema: Mapping[str, Any]) -> str:
 def lark_text(text: str) -> str:
     """A literal."""
     return json.dumps(text)
+
+
+def lark_tokens(token_ids: Sequence[int]) -> str:
+    """Any one of these tokens; ``token_ids`` ascending, at least one."""
+    ranges: list[list[int]] = []
+    for token_id in token_ids:
+        if ranges and ranges[-1][1] == token_id - 1:
+            ranges[-1][1] = token_id
+        else:
+            ranges.append([token_id, token_id])
+    return f"<[{','.join(f'{first}-{last}' for first, last in ranges)}]>"
 
 
 def lark_regex(regex: str) -> str:

@@ -90,22 +90,26 @@ class ChatAnswer:
         ]
 
     def _keep_form(self, request: ChatCompletionRequest, prompt: str) -> None:
-        """Demand calls, or else the form that the request asks for."""
-        form = requested_form(request)
+        """See to it that calls are made where they are demanded, that they are right where they are strict, and that
+        the answer has the form that the request asks for."""
+        form, tools = requested_form(request), self._tools
         grammar = self._model.answer_grammar
         wanted: StructuredOutputsParams | None = None
-        if self._tools.demanded:
-            if form is not None:
-                message = f"'{form.field}' and a 'tool_choice' that demands a call exclude each other."
-                raise RequestError(message, param=form.field, code="invalid_value")
-            self._form_field = "tools"
-            try:
-                wanted = grammar.calls(self._tools.demanded, prompt, several=self._tools.parallel)
-            except RequestError as error:
-                raise RequestError(error.message, param="tools", code=error.code) from None
-        elif form is not None:
-            self._form_field = form.field
-            wanted = grammar.form(form.params, prompt)
+        if tools.demanded and form is not None:
+            message = f"'{form.field}' and a 'tool_choice' that demands a call exclude each other."
+            raise RequestError(message, param=form.field, code="invalid_value")
+        self._form_field = "tools" if form is None else form.field
+        try:
+            if tools.demanded:
+                wanted = grammar.calls(tools.demanded, prompt, several=tools.parallel)
+            elif tools.tools:
+                wanted = grammar.choice(
+                    tools.tools, prompt, several=tools.parallel, form=None if form is None else form.params
+                )
+            elif form is not None:
+                wanted = grammar.form(form.params, prompt)
+        except RequestError as error:
+            raise RequestError(error.message, param=self._form_field, code=error.code) from None
         if wanted is not None:
             self._params = msgspec.structs.replace(self._params, structured_outputs=wanted)
 

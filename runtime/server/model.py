@@ -89,12 +89,13 @@ class ServedModel:
     def answer_grammar(self) -> AnswerGrammar:
         """Writes grammars of answers in the model's style."""
         tokenizer = self.intake.tokenizer
+        ends = frozenset(self.intake.eos_token_ids)
 
         def added_id(text: str) -> int | None:
             token_id = tokenizer.token_to_id(text)
             return token_id if token_id in tokenizer.added_ids else None
 
-        return AnswerGrammar(self.style, added_id)
+        return AnswerGrammar(self.style, added_id, tokenizer.added_ids - ends)
 
     @cached_property
     def _longest_token(self) -> int:

@@ -72,6 +72,20 @@ def test_a_call_that_the_model_would_not_make(api: openai.OpenAI, choice) -> Non
     assert json.loads(call.function.arguments).keys() == {"city"}
 
 
+def test_a_strict_tool_keeps_to_its_schema_where_the_model_would_not(api: openai.OpenAI) -> None:
+    cities = {"type": "object", "properties": {"city": {"enum": ["Rome", "Oslo"]}}, "required": ["city"]}
+    function = {**WEATHER["function"], "parameters": {**cities, "additionalProperties": False}, "strict": True}
+    asked = {"model": "quickstart", "temperature": 0, "tools": [{"type": "function", "function": function}]}
+    choice = api.chat.completions.create(messages=MESSAGES, **asked).choices[0]
+    assert choice.finish_reason == "tool_calls"
+    assert json.loads(choice.message.tool_calls[0].function.arguments)["city"] in ("Rome", "Oslo")
+    # and where it does not call, it says what it would have said
+    said = [{"role": "user", "content": "Hello!"}]
+    plain = api.chat.completions.create(messages=said, model="quickstart", temperature=0, tools=[WEATHER])
+    strict = api.chat.completions.create(messages=said, **asked)
+    assert strict.choices[0].message.content == plain.choices[0].message.content
+
+
 def test_an_answer_of_a_schema(api: openai.OpenAI, llm: LLM) -> None:
     form = {"type": "json_schema", "json_schema": {"name": "person", "strict": True, "schema": PERSON}}
     answer = api.chat.completions.create(model="quickstart", temperature=0, messages=ANN, response_format=form)

@@ -148,6 +148,58 @@ def test_several_demanded_calls(http: httpx.Client) -> None:
     assert choice["message"]["tool_calls"] == [function("get_weather", '{"city": "Paris"}')] * 2
 
 
+STRICT = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "strict": True,
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"enum": ["Paris", "Rome"]}},
+            "required": ["city"],
+            "additionalProperties": False,
+        },
+    },
+}
+WRONG = '<tool_call>\n{"name": "get_weather", "arguments": {"town": 7}}\n</tool_call>'
+
+
+def test_a_strict_call_of_the_models_own_choice(http: httpx.Client) -> None:
+    assert ask(http, WRONG)["message"]["tool_calls"] == [function("get_weather", '{"town": 7}')]
+    for said in ("", "Let me see.\n"):
+        choice = ask(http, said + WRONG, tools=[STRICT, TIME])
+        assert choice["finish_reason"] == "tool_calls"
+        assert (choice["message"]["content"] or "").startswith(said.strip())
+        (call,) = choice["message"]["tool_calls"]
+        assert call["function"]["name"] == "get_weather"
+        assert json.loads(call["function"]["arguments"])["city"] in ("Paris", "Rome")
+    # What is right stays as it is, and so does what is no call.
+    assert (
+        ask(http, f"{CALL}\n{CALL}", tools=[STRICT])["message"]["tool_calls"]
+        == [function("get_weather", '{"city": "Paris"}')] * 2
+    )
+    assert len(ask(http, f"{CALL}\n{CALL}", tools=[STRICT], parallel_tool_calls=False)["message"]["tool_calls"]) == 1
+    assert ask(http, "Hello <tool {", tools=[STRICT])["message"]["content"] == "Hello <tool {"
+    # Others' arguments are a JSON object, and no more is asked of them.
+    free = CALL.replace("get_weather", "get_time")
+    assert ask(http, free, tools=[STRICT, TIME])["message"]["tool_calls"] == [function("get_time", '{"city": "Paris"}')]
+
+
+def test_a_strict_call_after_thoughts(http: httpx.Client) -> None:
+    message = ask(http, f"<think>\nHm.\n</think>\n\nSo:\n{WRONG}", tools=[STRICT])["message"]
+    assert (message["reasoning"], message["content"][:3]) == ("Hm.", "So:")
+    assert json.loads(message["tool_calls"][0]["function"]["arguments"])["city"] in ("Paris", "Rome")
+
+
+def test_a_form_leaves_the_choice_of_a_call(http: httpx.Client) -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"enum": [12, 13]}}}
+    assert ask(http, "13", response_format=form)["message"]["content"] == "13"
+    called = ask(http, CALL, response_format=form)
+    assert (called["finish_reason"], called["message"]["content"]) == ("tool_calls", None)
+    assert called["message"]["tool_calls"] == [function("get_weather", '{"city": "Paris"}')]
+    assert json.loads(ask(http, "hello", response_format=form)["message"]["content"]) in (12, 13)
+
+
 def test_a_named_call(http: httpx.Client) -> None:
     named = {"type": "function", "function": {"name": "get_time"}}
     choice = ask(http, "<tool hello", tool_choice=named)
@@ -167,6 +219,10 @@ def test_a_named_call(http: httpx.Client) -> None:
                 "tool_choice": "required",
                 "tools": [{"type": "function", "function": {"name": "f", "parameters": {"not": {}}}}],
             },
+            "tools",
+        ),
+        (
+            {"tools": [{"type": "function", "function": {"name": "f", "parameters": {"not": {}}, "strict": True}}]},
             "tools",
         ),
     ],

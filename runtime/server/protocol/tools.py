@@ -14,12 +14,17 @@ __all__ = ["OfferedTools"]
 
 
 class OfferedTools(msgspec.Struct, frozen=True):
-    """``demanded``: the tools of which one must be called; none where a call is the model's choice."""
+    """``tools``: what may be called; ``demanded``: those of which one must be; none where the model may choose."""
 
-    names: frozenset[str] = frozenset()
+    tools: tuple[CallableTool, ...] = ()
     demanded: tuple[CallableTool, ...] = ()
     parallel: bool = True
     is_named: bool = False
+
+    @property
+    def names(self) -> frozenset[str]:
+        """What may be called."""
+        return frozenset(tool.name for tool in self.tools)
 
     @classmethod
     def of(cls, parsed: Parsed[ChatCompletionRequest]) -> "OfferedTools":
@@ -32,7 +37,6 @@ class OfferedTools(msgspec.Struct, frozen=True):
             return cls()
         if not tools:
             raise RequestError("'tool_choice' needs 'tools'.", param="tool_choice", code="invalid_value")
-        names = frozenset(tool.name for tool in tools)
         parallel = request.parallel_tool_calls is not False
         if isinstance(choice, NamedTool):
             named = tuple(tool for tool in tools if tool.name == choice.function.name)[:1]
@@ -42,11 +46,12 @@ class OfferedTools(msgspec.Struct, frozen=True):
                     param="tool_choice",
                     code="invalid_value",
                 )
-            return cls(names, named, parallel=False, is_named=True)
-        return cls(names, tools if choice == "required" else (), parallel)
+            return cls(tools, named, parallel=False, is_named=True)
+        return cls(tools, tools if choice == "required" else (), parallel)
 
 
 def _callable(function: dict[str, Any]) -> CallableTool:
     """A function without parameters takes none."""
     nothing = {"type": "object", "properties": {}, "additionalProperties": False}
-    return CallableTool(function["name"], function.get("parameters") or nothing)
+    parameters = function.get("parameters") or nothing
+    return CallableTool(function["name"], parameters, strict=function.get("strict") is True)
