@@ -19,8 +19,9 @@ import msgspec
 from pllm.build import hub
 from pllm.build.random_checkpoint import random_checkpoint
 from pllm.build.recipe import Recipe
-from pllm.runtime.errors import CheckpointError
+from pllm.runtime.errors import ArtifactError, CheckpointError
 from pllm.runtime.file_hash import hash_files
+from pllm.runtime.generation_config import GenerationConfig
 from pllm.runtime.machine import cpu_count
 from pllm.runtime.safetensors_file import SafetensorsError, TensorEntry, read_header
 
@@ -73,9 +74,8 @@ class Checkpoint:
         self._boundary = _boundary(directory)
         self.config: Mapping[str, Any] = self._json("config.json")
         """The model's configuration, as ``config.json`` holds it."""
-        self.generation_config: Mapping[str, Any] = (
-            self._json("generation_config.json") if self._has("generation_config.json") else {}
-        )
+        self.generation_config: Mapping[str, Any] = self._generation_config()
+        """``generation_config.json``, and where it does not say what ends an answer, what ``config.json`` says."""
         self.tokenizer_files: tuple[str, ...] = tuple(name for name in TOKENIZER_FILES if self._has(name))
         """Names of the files of :data:`TOKENIZER_FILES` that are there."""
         self._refuse_what_cannot_be_built()
@@ -174,6 +174,18 @@ class Checkpoint:
             return msgspec.json.decode(text, type=dict[str, Any])
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise CheckpointError(f"{self.label}: {name} is malformed: {error}") from None
+
+    def _generation_config(self) -> Mapping[str, Any]:
+        said = self._json("generation_config.json") if self._has("generation_config.json") else {}
+        text = self.config.get("text_config")
+        model = {**text, **self.config} if isinstance(text, dict) else self.config
+        # The model's own end tokens, as transformers takes them over: many checkpoints name them there alone.
+        ends = {} if model.get("eos_token_id") is None else {"eos_token_id": model["eos_token_id"]}
+        try:
+            GenerationConfig.from_dict({**ends, **said})
+        except ArtifactError as error:
+            raise CheckpointError(f"{self.label}: {error}") from None
+        return {**ends, **said}
 
     def _refuse_what_cannot_be_built(self) -> None:
         if "tokenizer.json" not in self.tokenizer_files:

@@ -15,6 +15,7 @@ from pllm.build.progress import StageProgress
 from pllm.build.traced import ConstantSource, Traced
 from pllm.kernels.torch_operators import define_operators
 from pllm.runtime.errors import BuildError, CheckpointError
+from pllm.runtime.generation_config import GenerationConfig
 from pllm.runtime.manifest import DimRange, KvInfo, ModelInfo, TensorInfo
 
 __all__ = ["DIMS", "export", "paged_attention", "program_inputs", "trace"]
@@ -122,7 +123,6 @@ def export(build: Build, progress: StageProgress) -> None:
         raise CheckpointError(
             f"{build.checkpoint.label}: it lacks {len(lacking)} of the {len(parts)} weights of {name}: {shown}"
         )
-    eos = build.checkpoint.generation_config.get("eos_token_id", config.eos_token_id)
     build.model = ModelInfo(
         architecture=name,
         vocab_size=config.vocab_size,
@@ -132,7 +132,7 @@ def export(build: Build, progress: StageProgress) -> None:
         head_dim=build.facts.head_dim,
         num_parameters=model.num_parameters(),
         dtype=str(build.recipe.model.dtype),
-        eos_token_ids=tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,),
+        eos_token_ids=GenerationConfig.from_dict(build.checkpoint.generation_config).eos_token_ids,
     )
     progress.say(f"{name}: {model.num_parameters():,} parameters, {len(build.exported.graph.nodes)} nodes")
 

@@ -45,12 +45,14 @@ class ModelFacts:
                     return value
             raise CheckpointError(f"{label}: config.json has no usable {names[0]}")
 
-        heads = term("num_attention_heads", "n_head")
+        heads, width = term("num_attention_heads", "n_head"), term("hidden_size", "n_embd")
+        if width < heads:
+            raise CheckpointError(f"{label}: config.json has more heads ({heads}) than its hidden size ({width})")
         return cls(
             context=term("max_position_embeddings", "n_positions"),
             num_layers=term("num_hidden_layers", "n_layer"),
             num_kv_heads=term("num_key_value_heads", "num_attention_heads", "n_head"),
-            head_dim=text["head_dim"] if text.get("head_dim") else term("hidden_size", "n_embd") // heads,
+            head_dim=term("head_dim") if text.get("head_dim") else width // heads,
         )
 
 

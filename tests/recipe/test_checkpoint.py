@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -56,6 +57,24 @@ def test_a_checkpoint_tells_what_it_holds(checkpoint_path: Path) -> None:
     assert checkpoint.shards == ("model.safetensors",)
     assert checkpoint.dtype == "BF16"
     assert checkpoint.num_bytes == 30
+
+
+def test_what_ends_an_answer_may_stand_in_the_configuration_alone(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "model", eos_token_id=[5, 7])
+    assert opened(folder).generation_config == {"eos_token_id": 2}
+    (folder / "generation_config.json").write_text('{"temperature": 0.6}')
+    assert opened(folder).generation_config == {"eos_token_id": [5, 7], "temperature": 0.6}
+    (folder / "generation_config.json").unlink()
+    assert opened(folder).generation_config == {"eos_token_id": [5, 7]}
+    nested = write_checkpoint(tmp_path / "nested", text_config={"eos_token_id": 9})
+    (nested / "generation_config.json").unlink()
+    assert opened(nested).generation_config == {"eos_token_id": 9}
+
+
+@pytest.mark.parametrize("text", ['{"temperature": "hot"}', '{"top_k": 1e9}', '{"eos_token_id": [-4]}'])
+def test_recommendations_that_cannot_be_followed_are_refused(text: str, checkpoint_path: Path) -> None:
+    (checkpoint_path / "generation_config.json").write_text(text)
+    assert re.search("temperature|top_k|eos_token_id", refused(checkpoint_path))
 
 
 def test_opening_imports_neither_torch_nor_transformers(checkpoint_path: Path) -> None:

@@ -201,8 +201,16 @@ def quiet(_: str) -> None:
 def test_what_cannot_be_is_refused(checkpoint_path: Path, tmp_path: Path, stages: list[int]) -> None:
     with pytest.raises(RecipeError, match="context of 1024 tokens"):
         run(recipe_for(checkpoint_path, "engine.max_model_len=2048"), tmp_path / "out")
-    with pytest.raises(CheckpointError, match="no usable max_position_embeddings"):
-        run(recipe_for(write_checkpoint(tmp_path / "odd", max_position_embeddings="far")), tmp_path / "out")
+    for number, (change, said) in enumerate(
+        (
+            ({"max_position_embeddings": "far"}, "no usable max_position_embeddings"),
+            ({"head_dim": "wide"}, "no usable head_dim"),
+            ({"head_dim": -64}, "no usable head_dim"),
+            ({"head_dim": None, "num_attention_heads": 16}, r"more heads \(16\) than its hidden size"),
+        )
+    ):
+        with pytest.raises(CheckpointError, match=said):
+            run(recipe_for(write_checkpoint(tmp_path / str(number), **change)), tmp_path / "out")
     assert not stages
 
 
