@@ -6,8 +6,9 @@ them only, and fails with it.
 
 import asyncio
 import socket
+from collections import deque
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import Final, cast
 
 from pllm.runtime.errors import EngineDeadError, PllmError, QueueFullError, RequestError
 from pllm.runtime.messages import (
@@ -26,81 +27,13 @@ from pllm.runtime.messages import (
     encode_frame,
 )
 from pllm.runtime.sequence import Request
-from pllm.runtime.step import SchedulerStats, TokenDelta
+from pllm.runtime.step import SchedulerStats
+from pllm.runtime.token_stream import TokenStream, Turns
 
-__all__ = ["EngineClient", "TokenStream"]
+__all__ = ["EngineClient"]
 
-
-class TokenStream:
-    """The tokens of the requests of one API call. What comes while nobody takes it is kept, and taken at once.
-
-    So a connection whose socket is busy gets its tokens in fewer, larger pieces, and holds at most the tokens it may
-    generate.
-    """
-
-    def __init__(self, client: "EngineClient", requests: Sequence[Request]) -> None:
-        self._client = client
-        self._unfinished = {request.request_id: set(range(request.params.n)) for request in requests}
-        self._pending: list[TokenDelta] = []
-        self._error: PllmError | None = None
-        self._waiter: asyncio.Future[None] | None = None
-
-    @property
-    def finished(self) -> bool:
-        """Whether all sequences of all its requests have ended (what they said may still be waiting to be taken)."""
-        return not self._unfinished
-
-    async def take(self) -> list[TokenDelta]:
-        """Everything that has come since the last call, at least one delta. Raises what ended the stream otherwise."""
-        while not self._pending:
-            if self._error is not None:
-                raise self._error
-            self._waiter = asyncio.get_running_loop().create_future()
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
-        pending, self._pending = self._pending, []
-        return pending
-
-    def push(self, delta: TokenDelta) -> None:
-        """One delta from the engine; a sequence that was aborted here has nothing more to say."""
-        indices = self._unfinished.get(delta.request_id)
-        if indices is None or delta.index not in indices:
-            return
-        self._pending.append(delta)
-        if delta.finish_reason is not None:
-            self._end(delta.request_id, delta.index)
-        self._wake()
-
-    def fail(self, error: PllmError) -> None:
-        """Ends the stream: what has come can still be taken, then ``error`` is raised."""
-        self._error = error
-        self._wake()
-
-    def end_sequence(self, request_id: str, index: int) -> None:
-        """Stops one sequence: its text is complete (a stop string), whatever the engine would add."""
-        if index in self._unfinished.get(request_id, ()):
-            self._end(request_id, index)
-            self._client.abort(request_id, index)
-
-    def close(self) -> None:
-        """Aborts whatever has not finished. The engine frees its blocks before its next step."""
-        for request_id in list(self._unfinished):
-            self._client.forget(request_id)
-            self._client.abort(request_id)
-        self._unfinished.clear()
-
-    def _end(self, request_id: str, index: int) -> None:
-        indices = self._unfinished[request_id]
-        indices.discard(index)
-        if not indices:
-            del self._unfinished[request_id]
-            self._client.forget(request_id)
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+_BYTES_A_TURN: Final = 32 << 10
+"""Of the engine's messages, handled in one turn of the event loop: about a millisecond's work."""
 
 
 class EngineClient:
@@ -117,6 +50,7 @@ class EngineClient:
         self._on_ready = on_ready
         self.on_step: Callable[[Step], None] | None = None
         self._streams: dict[str, TokenStream] = {}
+        self._turns = Turns()
         self._connection: _Connection | None = None
         self._ready = False
 
@@ -151,7 +85,7 @@ class EngineClient:
         """Gives the engine the requests of one API call. Raises EngineDeadError when there is no engine."""
         if not self._ready:
             raise EngineDeadError("The engine is not ready. Try again in a few seconds.")
-        stream = TokenStream(self, requests)
+        stream = TokenStream(self, self._turns, requests)
         for request in requests:
             self._streams[request.request_id] = stream
             self._send(Submit(request))
@@ -204,22 +138,27 @@ def _error_of(refused: Refused) -> PllmError:
 
 
 class _Connection(asyncio.Protocol):
-    """The socket to one engine process, as events."""
+    """The socket to one engine process, as events. What comes faster than it is handled waits in the socket."""
 
     def __init__(self, receive: Callable[[Event], None], on_lost: Callable[[], None]) -> None:
         self._receive = receive
         self._on_lost = on_lost
         self._frames = FrameReader()
+        self._waiting: deque[bytes] = deque()  # frames that have been read and not handled
+        self._paused = False
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but name
 
     def data_received(self, data: bytes) -> None:
-        for frame in self._frames.feed(data):
-            self._receive(decode_event(frame))
+        self._waiting.extend(self._frames.feed(data))
+        if not self._paused:
+            self._handle(_BYTES_A_TURN)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  (asyncio's signature)
+        while self._waiting:
+            self._receive(decode_event(self._waiting.popleft()))
         self._on_lost()
 
     def send(self, command: Command) -> None:
@@ -227,5 +166,23 @@ class _Connection(asyncio.Protocol):
             self._transport.write(encode_frame(command))
 
     def close(self) -> None:
+        self._waiting.clear()
         if self._transport is not None:
             self._transport.abort()
+
+    def _handle(self, room: int) -> None:
+        while self._waiting and room > 0:
+            frame = self._waiting.popleft()
+            self._receive(decode_event(frame))
+            room -= len(frame)
+        self._pause(bool(self._waiting))
+
+    def _pause(self, wanted: bool) -> None:
+        """Reads nothing more until what waits is handled, in the loop's next turns: one read follows another otherwise,
+        for as long as there is anything to read."""
+        assert self._transport is not None
+        if wanted:
+            asyncio.get_running_loop().call_soon(self._handle, _BYTES_A_TURN)
+        if wanted != self._paused and not self._transport.is_closing():
+            self._paused = wanted
+            (self._transport.pause_reading if wanted else self._transport.resume_reading)()

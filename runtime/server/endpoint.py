@@ -9,7 +9,6 @@ from typing import Any, Protocol
 import msgspec
 from starlette.types import Receive, Scope, Send
 
-from pllm.runtime.engine_client import TokenStream
 from pllm.runtime.errors import PllmError
 from pllm.runtime.request_text import RequestText, TextDelta
 from pllm.runtime.server.body import until_gone
@@ -20,6 +19,7 @@ from pllm.runtime.server.protocol.parse import Parsed, nearest_field, parse
 from pllm.runtime.server.protocol.requests import GenerationRequest
 from pllm.runtime.server.protocol.response_answers import TypedEvent
 from pllm.runtime.server.service import Service
+from pllm.runtime.token_stream import TokenStream
 
 __all__ = ["Answer", "GenerationEndpoint"]
 
@@ -100,7 +100,7 @@ class GenerationEndpoint:
             stream = service.engine.submit([text.request for text in texts])
             generation = Generation(texts, stream, ready.metrics)
             gone = asyncio.ensure_future(until_gone(receive))
-            gone.add_done_callback(lambda _: stream.fail(ClientGoneError()))
+            gone.add_done_callback(lambda _: stream.fail(ClientGoneError(), at_once=True))
             timer = self._timer(generation, stream)
             try:
                 if streamed:

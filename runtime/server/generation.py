@@ -1,10 +1,10 @@
 """One API call's answers as they grow: token deltas from the engine, text deltas to the client."""
 
-from pllm.runtime.engine_client import TokenStream
 from pllm.runtime.errors import EngineDeadError, PllmError, QueueFullError, RequestError
 from pllm.runtime.metrics import ServerMetrics
 from pllm.runtime.request_text import RequestText, TextDelta
 from pllm.runtime.step import GRAMMAR_FAILED, TokenDelta
+from pllm.runtime.token_stream import TokenStream
 
 __all__ = ["ClientGoneError", "Generation", "SequenceFailedError"]
 

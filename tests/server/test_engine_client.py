@@ -25,6 +25,7 @@ from pllm.runtime.messages import (
 from pllm.runtime.sampling_params import SamplingParams
 from pllm.runtime.sequence import Request
 from pllm.runtime.step import SchedulerStats, TokenDelta
+from pllm.runtime.token_stream import DELTAS_A_TURN
 
 STATS = SchedulerStats(0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
 INFO = EngineInfo(
@@ -113,6 +114,65 @@ def test_what_nobody_took_is_taken_at_once() -> None:
         await stream.take()
         assert stream.finished
         assert engine.client.num_requests == 0
+
+    scenario(body)
+
+
+def test_a_flood_leaves_the_event_loop_to_others() -> None:
+    streams, steps = 40, 60
+
+    async def body(engine: Engine) -> None:
+        taken = handled = 0  # in this turn of the loop
+        most_taken = most_handled = turns = 0
+
+        async def read(name: str) -> list[int]:
+            nonlocal taken
+            stream = engine.client.submit([request(name)])
+            tokens: list[int] = []
+            while not stream.finished or len(tokens) < steps:
+                deltas = await stream.take()
+                taken += len(deltas)
+                tokens += [token for delta in deltas for token in delta.token_ids]
+            return tokens
+
+        async def watch() -> None:
+            nonlocal taken, handled, most_taken, most_handled, turns
+            while True:
+                most_taken, taken = max(most_taken, taken), 0
+                most_handled = max(most_handled, engine.client.num_messages - handled)
+                handled = engine.client.num_messages
+                turns += 1
+                await asyncio.sleep(0)
+
+        watcher = asyncio.ensure_future(watch())
+        readers = [asyncio.ensure_future(read(str(i))) for i in range(streams)]
+        await asyncio.sleep(0)
+        flood = [
+            step(
+                *(TokenDelta(str(i), 0, [n], finish_reason="stop" if n == steps - 1 else None) for i in range(streams))
+            )
+            for n in range(steps)
+        ]
+        await engine.say(*flood)
+        assert await asyncio.gather(*readers) == [list(range(steps))] * streams
+        watcher.cancel()
+        assert 0 < most_taken <= 4 * DELTAS_A_TURN  # this task does not always run at the same place of a turn
+        frame = len(encode_frame(flood[0]))
+        assert 0 < most_handled <= 2 * (32 * 1024 // frame + 1)
+        assert turns > streams * steps // (2 * DELTAS_A_TURN)
+
+    scenario(body)
+
+
+def test_a_stream_that_nobody_waits_for_any_more_says_nothing() -> None:
+    async def body(engine: Engine) -> None:
+        stream = engine.client.submit([request("a")])
+        await engine.say(step(*(TokenDelta("a", 0, [n]) for n in range(100))))
+        while engine.client.num_messages < 2:
+            await asyncio.sleep(0.001)
+        stream.fail(EngineDeadError("gone"), at_once=True)
+        with pytest.raises(EngineDeadError, match="gone"):
+            await stream.take()
 
     scenario(body)
 
