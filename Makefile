@@ -16,11 +16,22 @@ GPU_SET_ENV := .venv-gpu-set
 GPU_SET_ARTIFACT := artifacts/quickstart-gpu-set
 
 # The other side of make bench-peers: transformers is in .venv; llama.cpp is compiled, in ten minutes, for this machine.
+# PRECISION is of the weights, or of the arithmetic where that is float32.
+PRECISION ?= float32
 PEERS_RECIPE := recipes/qwen3-0.6b-random.toml
 PEERS_ARTIFACT := artifacts/qwen3-0.6b-random
+PEERS_FORMS_float32 := bf16 float32
+PEERS_FORMS_int8 := int8
+PEERS_FORMS_int4 := int4
+PEERS_FORMS = $(PEERS_FORMS_$(PRECISION))
 PEERS_FLAGS ?=
+SERVER_FLAGS ?=
 LLAMA_ENV := .venv-peers/llama-cpp
 LLAMA_SET := llama-cpp-python gguf
+OPENVINO_ENV := .venv-peers/openvino
+OPENVINO_SET := openvino-genai optimum-intel[openvino] torch==2.13.0
+CTRANSLATE2_ENV := .venv-peers/ctranslate2
+CTRANSLATE2_SET := ctranslate2 transformers torch==2.13.0
 
 HOST ?= 127.0.0.1
 PORT ?= 8000
@@ -30,13 +41,14 @@ PART ?= kernels
 BUDGET ?= 520
 OUTPUT ?= .scratch/gpu-check
 
-.PHONY: help venv serve test nightly smoke-gpu-set lint typecheck contracts bench bench-edge bench-peers bench-peers-install cuda-table gpu-check clean
+.PHONY: help venv serve test nightly smoke-gpu-set lint typecheck contracts bench bench-edge bench-server bench-peers bench-peers-install cuda-table gpu-check clean
 
 help:
 	@echo 'make serve      build the quickstart model where needed, and serve it on $(HOST):$(PORT)'
 	@echo 'make test       the tests (make nightly: the slow ones; make smoke-gpu-set: with the software of GPU machines, 5 GB)'
 	@echo 'make lint       ruff; make typecheck: mypy --strict; make contracts: who may import whom'
 	@echo 'make bench      measure the CPU kernels; make bench-edge: what the server costs, without a model'
+	@echo 'make bench-server the server beside the library on one artifact'
 	@echo 'make bench-peers pllm beside transformers and others, an hour or two'
 	@echo 'make cuda-table the CUDA kernels'"'"' registers, shared memory and spills, without a GPU'
 	@echo 'make gpu-check  on a machine with a GPU: PART=kernels, with PYTHON=python3'
@@ -88,19 +100,31 @@ bench: venv
 bench-edge: venv
 	PYTHONSAFEPATH=1 PYTHONPATH=tests/perf $(BIN)/python -m edge
 
-bench-peers: venv
+# The server's tokens a second over the library's, in one run.
+bench-server: venv
 	$(BIN)/pllm build $(PEERS_RECIPE) --output $(PEERS_ARTIFACT)
-	$(BIN)/pllm build $(PEERS_RECIPE) --set quantization.weights=float32 --output $(PEERS_ARTIFACT)-float32
-	PYTHONSAFEPATH=1 PYTHONPATH=tests/perf $(BIN)/python -m peers --checkpoint $(PEERS_RECIPE) \
-		--artifact 'pllm, bf16 weights=$(PEERS_ARTIFACT)' \
-		--artifact 'pllm, float32 weights=$(PEERS_ARTIFACT)-float32' $(PEERS_FLAGS)
+	PYTHONSAFEPATH=1 PYTHONPATH=tests/perf $(BIN)/python -m edge.against_library --artifact $(PEERS_ARTIFACT) \
+		$(SERVER_FLAGS)
 
-bench-peers-install: $(LLAMA_ENV)/.installed
+bench-peers: venv
+	for form in $(PEERS_FORMS); do $(BIN)/pllm build $(PEERS_RECIPE) --set quantization.weights=$$form \
+		--output $(PEERS_ARTIFACT)-$$form || exit; done
+	PYTHONSAFEPATH=1 PYTHONPATH=tests/perf $(BIN)/python -m peers --checkpoint $(PEERS_RECIPE) --precision $(PRECISION) \
+		$(foreach form,$(PEERS_FORMS),--artifact 'pllm $(form)=$(PEERS_ARTIFACT)-$(form)') $(PEERS_FLAGS)
 
-$(LLAMA_ENV)/.installed: Makefile
-	test -x $(LLAMA_ENV)/bin/python || $(PYTHON) -m venv $(LLAMA_ENV)
-	CMAKE_ARGS='-DGGML_NATIVE=ON' $(LLAMA_ENV)/bin/pip install --quiet $(LLAMA_SET)
-	$(LLAMA_ENV)/bin/pip install --quiet --no-deps --editable .
+bench-peers-install: $(LLAMA_ENV)/.installed $(OPENVINO_ENV)/.installed $(CTRANSLATE2_ENV)/.installed
+
+$(LLAMA_ENV)/.installed: PACKAGES = $(LLAMA_SET)
+$(OPENVINO_ENV)/.installed: PACKAGES = $(OPENVINO_SET)
+# PyPI's wheel of it wants torch's CUDA build; text needs none.
+$(OPENVINO_ENV)/.installed: UNWANTED = torchvision
+$(CTRANSLATE2_ENV)/.installed: PACKAGES = $(CTRANSLATE2_SET)
+
+.venv-peers/%/.installed:
+	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	CMAKE_ARGS='-DGGML_NATIVE=ON' $(@D)/bin/pip install --quiet $(PACKAGES)
+	$(if $(UNWANTED),$(@D)/bin/pip uninstall --quiet --yes $(UNWANTED))
+	$(@D)/bin/pip install --quiet --no-deps --editable .
 	@touch $@
 
 # The Triton kernels' registers, shared memory and spills, compiled for every architecture: no GPU needed.

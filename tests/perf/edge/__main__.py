@@ -28,6 +28,8 @@ import psutil
 import uvloop
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+from .mistakes import send_mistakes, share_of
+
 HERE = Path(__file__).parent
 _USAGE = re.compile(rb'"completion_tokens":(\d+)')
 
@@ -98,13 +100,9 @@ def _round(args: argparse.Namespace, port: int, api: psutil.Process, engine: psu
     tokens, events = (sum(each) for each in zip(*results, strict=True))
     assert tokens == args.connections * args.tokens
     busy = {name: (_cpu(process) - before[name]) / seconds for name, process in processes.items()}
-    waits = {f"error_p{share}_ms": _percentile(errors, share) * 1000 for share in (50, 99)}
+    waits = {f"error_p{share}_ms": share_of(errors, share) * 1000 for share in (50, 99)}
     pace = {"tokens_per_s": tokens / seconds, "tokens_per_event": tokens / max(events, 1), "seconds": seconds}
     return pace | busy | waits
-
-
-def _percentile(values: list[float], share: int) -> float:
-    return sorted(values)[min(len(values) - 1, len(values) * share // 100)]
 
 
 async def _all(port: int, connections: int, tokens: int) -> tuple[list[tuple[int, int]], list[float]]:
@@ -119,24 +117,10 @@ async def _all(port: int, connections: int, tokens: int) -> tuple[list[tuple[int
         *(loop.create_connection(lambda end=end: _Stream(request, end), "127.0.0.1", port) for end in ends)  # type: ignore[misc]
     )
     errors: list[float] = []
-    mistakes = asyncio.ensure_future(_mistakes(port, errors))
+    mistakes = asyncio.ensure_future(send_mistakes(port, errors))
     results = list(await asyncio.gather(*ends))
     mistakes.cancel()
     return results, errors
-
-
-async def _mistakes(port: int, waits: list[float]) -> None:
-    text = b'{"prompt": "x", "temperature": "hot"}'
-    request = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: %d\r\n\r\n" % len(text)
-    while True:
-        begin = time.perf_counter()
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(request + text)
-        answer = await reader.read()
-        writer.close()
-        assert answer.startswith(b"HTTP/1.1 400 "), answer[:100]
-        waits.append(time.perf_counter() - begin)
-        await asyncio.sleep(0.02)
 
 
 def _cpu(process: psutil.Process) -> float:
