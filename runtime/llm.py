@@ -67,6 +67,7 @@ class LLM:
         self._core, self._intake = open_model(self._options)
         self._engine = TextEngine(self._core.engine)
         self._request_numbers = count()
+        self._unread: dict[str, deque[TextDelta]] = {}  # of each stream, what others' steps brought it
 
     def generate(
         self,
@@ -200,25 +201,40 @@ class LLM:
 
     def _drive(self, texts: Sequence[RequestText], progress: GenerationProgress | NoProgress) -> None:
         waiting = deque(texts)
-        while waiting or self._engine.num_unfinished:
+        unfinished = {text.request.request_id for text in texts}
+        while unfinished:
             while waiting:
                 try:
                     self._engine.submit(waiting[0])
                 except QueueFullError:
                     break
                 waiting.popleft()
-            for text, change in self._engine.step():
-                progress.advance(text, change)
+            for text, change in self._step():
+                if change.request_id in unfinished:
+                    progress.advance(text, change)
+                    if text.finished:
+                        unfinished.remove(change.request_id)
 
     def _stream(self, text: RequestText) -> Iterator[TextDelta]:
         self._engine.submit(text)
+        unread = self._unread[text.request.request_id] = deque()
         try:
-            while not text.finished:
-                for owner, change in self._engine.step():
-                    if owner is text:
-                        yield change
+            while unread or not text.finished:
+                if not unread:
+                    self._step()
+                while unread:
+                    yield unread.popleft()
         finally:
+            del self._unread[text.request.request_id]
             self._engine.abort(text.request.request_id)
+
+    def _step(self) -> list[tuple[RequestText, TextDelta]]:
+        """A step of the engine for whoever asked, and for the streams that are open beside it."""
+        news = self._engine.step()
+        for _, change in news:
+            if change.request_id in self._unread:
+                self._unread[change.request_id].append(change)
+        return news
 
 
 def derived_seed(seed: int, number: int) -> int:

@@ -116,6 +116,22 @@ def test_none_takes_the_models_own_parameters(llm: LLM) -> None:
     assert len(llm.generate("abc", use_tqdm=False)[0].outputs[0].token_ids) == 16
 
 
+def test_streams_side_by_side_lose_nothing(llm: LLM) -> None:
+    params = SamplingParams(max_tokens=20)
+    prompts = ["The quick brown fox", "no animal "]
+    whole = [output.outputs[0].text for output in llm.generate(prompts, params, use_tqdm=False)]
+    pairs = zip(*(llm.stream(prompt, params) for prompt in prompts), strict=True)
+    assert ["".join(delta.text for delta in deltas) for deltas in zip(*pairs, strict=True)] == whole
+
+    stream = llm.stream(prompts[0], SamplingParams(max_tokens=60))
+    begun = next(stream).text
+    (other,) = llm.generate(prompts[1], params, use_tqdm=False)
+    assert other.outputs[0].text == whole[1]
+    assert llm.get_metrics().num_running == 1, "the stream is not run to its end for a call beside it"
+    text = begun + "".join(delta.text for delta in stream)
+    assert text == llm.generate(prompts[0], SamplingParams(max_tokens=60), use_tqdm=False)[0].outputs[0].text
+
+
 def test_stop_strings_end_the_sequence_in_the_engine_too(llm: LLM) -> None:
     stops_early = SamplingParams(max_tokens=100, stop=["fox"])
     first, second = llm.generate(
