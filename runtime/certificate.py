@@ -18,7 +18,7 @@ from pllm.runtime.scheduler_config import SchedulerConfig
 from pllm.runtime.sequence import Request
 from pllm.runtime.step import SampleSpec, ScheduledRow, SchedulerOutput
 
-__all__ = ["Golden", "GoldenPrompt", "Latencies", "Latency", "measure_step", "replay", "verify_golden"]
+__all__ = ["Golden", "GoldenPrompt", "Latencies", "Latency", "measure_step", "replay", "step_of", "verify_golden"]
 
 _REPEATS = 5
 
@@ -83,9 +83,9 @@ def replay(engine: Engine, prompts: Iterable[tuple[tuple[int, ...], int]]) -> li
     return [tuple(token_ids) for token_ids in found.values()]
 
 
-def measure_step(runner: ModelRunner, config: SchedulerConfig, num_seqs: int, num_tokens: int, context: int) -> float:
-    """Milliseconds of one step, the median of a few, after one to warm up: `num_seqs` sequences of `context` tokens
-    after the step, which share its `num_tokens` new ones. Overwrites KV blocks: only while nothing runs.
+def step_of(config: SchedulerConfig, num_seqs: int, num_tokens: int, context: int) -> SchedulerOutput:
+    """A step to be timed: `num_seqs` sequences of `context` tokens after the step, which share its `num_tokens` new
+    ones. Overwrites KV blocks: only while nothing runs.
     """
     new = max(1, num_tokens // num_seqs)
     blocks = -(-context // config.block_size)
@@ -101,10 +101,16 @@ def measure_step(runner: ModelRunner, config: SchedulerConfig, num_seqs: int, nu
         )
         for i in range(num_seqs)
     )
+    return SchedulerOutput(rows)
+
+
+def measure_step(runner: ModelRunner, config: SchedulerConfig, num_seqs: int, num_tokens: int, context: int) -> float:
+    """Milliseconds of one step as `step_of` makes it, the median of a few, after one to warm up."""
+    out = step_of(config, num_seqs, num_tokens, context)
     durations = []
     for _ in range(_REPEATS + 1):
         began = time.perf_counter()
-        runner.execute(SchedulerOutput(rows))
+        runner.execute(out)
         durations.append(time.perf_counter() - began)
     return 1e3 * sorted(durations[1:])[_REPEATS // 2]
 

@@ -1,0 +1,117 @@
+"""What the gate compares, and what a worker must do to learn it.
+
+Every sample is a cost, in seconds or bytes: less is better. How it is shown, as a rate for instance, is the quantity's.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pllm.runtime.bench.workload import WORKLOADS
+from pllm.runtime.certificate import Latency
+from pllm.runtime.gate.quiet import quiet_median
+from pllm.runtime.gate.turns import PassTurn, StepTurn, Took
+
+__all__ = ["FIRST_TOKEN", "PEAK_MEMORY", "READY", "PassTask", "Quantity", "StepTask", "Task", "tasks_for"]
+
+
+@dataclass(frozen=True, slots=True)
+class Quantity:
+    """``precision``: how near to zero the interval of base against base must be, as a share, before anything is said.
+
+    A cost is shown times ``scale`` in ``unit``; as a rate, ``scale`` over the cost.
+    """
+
+    name: str
+    unit: str
+    scale: float
+    precision: float = 0.01
+    is_rate: bool = False
+
+    def shown(self, cost: float) -> float:
+        """The cost as people read it, in ``unit``."""
+        return self.scale / cost if self.is_rate else self.scale * cost
+
+
+# One sample a process, and of a process's birth, which the kernel and the disk have a part in.
+READY = Quantity("start to ready", "ms", 1e3, precision=0.03)
+FIRST_TOKEN = Quantity("start to first token", "ms", 1e3, precision=0.03)
+PEAK_MEMORY = Quantity("peak memory", "MiB", 1 / (1 << 20))
+
+
+@dataclass(frozen=True, slots=True)
+class StepTask:
+    """One row of a latency table: a step of the model, and nothing around it."""
+
+    quantity: Quantity
+    turn: StepTurn
+
+    def costs(self, answers: Sequence[Took]) -> dict[Quantity, float]:
+        """Of one side's answers: the quiet steps' median."""
+        seconds = [each for took in answers for each in took.seconds]
+        waits = [each for took in answers for each in took.waits]
+        return {self.quantity: quiet_median(seconds, waits)}
+
+
+@dataclass(frozen=True, slots=True)
+class PassTask:
+    """A workload whose requests all run at once, through the engine.
+
+    Passes are alike step by step, so each step's cost is the quiet median over the passes, and a pass's cost is their
+    sum: no pass needs to be undisturbed as a whole.
+    """
+
+    turn: PassTurn
+    num_output_tokens: int
+    ttft: Quantity | None = None
+    tpot: Quantity | None = None
+    throughput: Quantity | None = None
+
+    def costs(self, answers: Sequence[Took]) -> dict[Quantity, float]:
+        """Of one side's answers. ``ttft``: the steps until the first token. ``tpot``: the others, over as many tokens.
+        ``throughput``: all of them."""
+        length = min(len(took.seconds) for took in answers)
+        steps = [
+            quiet_median([took.seconds[i] for took in answers], [took.waits[i] for took in answers])
+            for i in range(length)
+        ]
+        first = sum(steps[: answers[0].num_first])
+        whole = sum(steps)
+        later = (whole - first) / (self.num_output_tokens - 1)
+        found = ((self.ttft, first), (self.tpot, later), (self.throughput, whole))
+        return {quantity: cost for quantity, cost in found if quantity is not None}
+
+
+Task = StepTask | PassTask
+
+
+def tasks_for(rows: Sequence[Latency]) -> tuple[Task, ...]:
+    """A task for each row of a latency table, then one request (W1) and eight at once (W2) through the engine."""
+    return (*map(_step, rows), *_passes())
+
+
+def _step(row: Latency) -> StepTask:
+    decode = row.num_seqs == row.num_tokens and row.context > 1
+    sequences = f"{row.num_seqs} sequence{'s' if row.num_seqs > 1 else ''}"
+    name = f"decode, {sequences}" if decode else f"prefill, {row.num_tokens} tokens"
+    wanted = 5 if row.ms < 5 else 2 if row.ms < 20 else 1
+    turn = StepTurn(
+        num_seqs=row.num_seqs, num_tokens=row.num_tokens, context=row.context, wanted=wanted, most=2 * wanted
+    )
+    return StepTask(Quantity(name, "ms", 1e3), turn)
+
+
+def _passes() -> tuple[PassTask, ...]:
+    one, eight = (sum(each.num_output_tokens for each in WORKLOADS[name]().requests) for name in ("W1", "W2"))
+    return (
+        PassTask(
+            PassTurn(workload="W1"),
+            one,
+            ttft=Quantity("TTFT, W1", "ms", 1e3),
+            tpot=Quantity("TPOT, W1", "ms", 1e3),
+        ),
+        PassTask(
+            PassTurn(workload="W2"),
+            eight,
+            throughput=Quantity("throughput, W2", "tokens/s", float(eight), is_rate=True),
+        ),
+    )
