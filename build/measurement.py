@@ -14,8 +14,9 @@ from pathlib import Path
 import msgspec
 
 from pllm.build.rehearsal import Rehearsal, RehearsalSpec, rehearsal
-from pllm.runtime.certificate import Latency, measure_step
+from pllm.runtime.certificate import measure_step
 from pllm.runtime.errors import BuildError, PllmError
+from pllm.runtime.latencies import Latency
 from pllm.runtime.sampling_params import SamplingParams
 from pllm.runtime.scheduler_config import SchedulerConfig
 from pllm.runtime.step import SampleSpec, ScheduledRow, SchedulerOutput

@@ -6,7 +6,7 @@ from pllm.build.measurement import Question, ask
 from pllm.build.pipeline import Build
 from pllm.build.progress import StageProgress
 from pllm.build.rehearsal import RehearsalSpec
-from pllm.runtime.certificate import Latencies
+from pllm.runtime.latencies import Latencies
 from pllm.runtime.manifest import EngineDefaults
 from pllm.runtime.memory import MemoryLedger, format_bytes
 

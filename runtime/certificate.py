@@ -12,6 +12,7 @@ from pllm.runtime.engine import Engine
 from pllm.runtime.engine_core import EngineCore
 from pllm.runtime.errors import ArtifactDamagedError
 from pllm.runtime.finding import Finding
+from pllm.runtime.latencies import Latencies, Latency
 from pllm.runtime.model_runner import ModelRunner
 from pllm.runtime.sampling_params import SamplingParams
 from pllm.runtime.scheduler_config import SchedulerConfig
@@ -36,21 +37,6 @@ class Golden(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     prompts: tuple[GoldenPrompt, ...]
 
 
-class Latency(msgspec.Struct, frozen=True):
-    """One step's duration: `num_tokens` new tokens of `num_seqs` sequences, `context` tokens each after it."""
-
-    num_seqs: int
-    num_tokens: int
-    context: int
-    ms: float
-
-
-class Latencies(msgspec.Struct, frozen=True):
-    """``measured/latency.json``."""
-
-    rows: tuple[Latency, ...]
-
-
 def verify_golden(artifact: Artifact) -> Iterable[Finding]:
     """Replay the artifact's golden prompts and measure its steps again; a finding for each.
 
@@ -58,7 +44,7 @@ def verify_golden(artifact: Artifact) -> Iterable[Finding]:
     """
     manifest = artifact.manifest
     golden = _read(artifact.path(manifest.golden), Golden)
-    latencies = _read(artifact.path(manifest.latency), Latencies)
+    latencies = Latencies.read(artifact.path(manifest.latency))
     core = EngineCore.open(artifact.directory, enable_prefix_caching=False, max_waiting=max(1, len(golden.prompts)))
     try:
         yield from _golden_findings(core.engine, golden)

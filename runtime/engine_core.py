@@ -10,6 +10,7 @@ from pllm.runtime.engine import Engine
 from pllm.runtime.errors import ArtifactMismatchError, UserInputError
 from pllm.runtime.grammar_store import GrammarStore
 from pllm.runtime.kv_pool import KvPool
+from pllm.runtime.latencies import Latencies
 from pllm.runtime.machine import available_memory, cpu_count
 from pllm.runtime.manifest import Manifest
 from pllm.runtime.memory import MemoryPlan, MemorySetting
@@ -23,6 +24,10 @@ __all__ = ["LOGIT_ROWS", "EngineCore"]
 _PROGRAM = "main"
 LOGIT_ROWS = 64
 """A step's rows of logits, at least: prompts whose every token needs its logits advance by this many."""
+
+LONGEST_STEP_MS = 500
+"""Of prompt tokens no step takes more than were measured to take so long: a request that is aborted meanwhile holds its
+blocks until the step ends, and that is to be within a second."""
 
 
 class EngineCore:
@@ -83,6 +88,7 @@ class EngineCore:
             block_size=plan.block_size,
             num_blocks=plan.num_blocks,
             prefill_chunk=manifest.engine.prefill_chunk,
+            max_prefill_tokens=Latencies.read(opened.path(manifest.latency)).prompt_tokens_within(LONGEST_STEP_MS),
             max_logit_rows=max(LOGIT_ROWS, plan.max_num_seqs),
             vocab_size=manifest.model.vocab_size,
             enable_prefix_caching=enable_prefix_caching,

@@ -38,7 +38,9 @@ class _Budget:
 
     def __init__(self, config: SchedulerConfig, num_decodes: int) -> None:
         tokens = config.max_num_batched_tokens - num_decodes
-        self.tokens = min(tokens, config.prefill_chunk) if num_decodes else tokens
+        if num_decodes:
+            tokens = min(tokens, config.prefill_chunk)
+        self.tokens = tokens if config.max_prefill_tokens is None else min(tokens, config.max_prefill_tokens)
         self.logit_rows = config.max_logit_rows - num_decodes
 
     def take(self, seq: Sequence) -> int:

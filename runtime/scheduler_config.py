@@ -18,6 +18,7 @@ class SchedulerConfig:
     block_size: int  # token slots in a KV block
     num_blocks: int
     prefill_chunk: int  # prompt tokens in one step, of all sequences together, while any sequence decodes
+    max_prefill_tokens: int | None = None  # prompt tokens in one step, whoever else runs; None: as many as fit
     max_logit_rows: int  # token positions in one step whose logits are computed
     vocab_size: int  # token ids are below this: the model looks them up unchecked
     enable_prefix_caching: bool = True

@@ -92,6 +92,32 @@ def test_prompts_share_a_chunk_only_while_someone_decodes() -> None:
     assert [len(row.token_ids) for row in run.runner.steps[-1].rows] == [1, 1, 2, 4]
 
 
+def test_no_step_computes_more_of_prompts_than_the_bound() -> None:
+    run = Run(max_prefill_tokens=5, max_num_batched_tokens=64, prefill_chunk=8, max_num_seqs=4)
+    run.add("a", range(12), GREEDY)
+    run.add("b", range(12, 24), GREEDY)
+    run.step()
+    assert [len(row.token_ids) for row in run.runner.steps[-1].rows] == [5]
+    run.step()
+    run.step()
+    assert [len(row.token_ids) for row in run.runner.steps[-1].rows] == [2, 3]
+    run.step()
+    assert [len(row.token_ids) for row in run.runner.steps[-1].rows] == [1, 5]
+    run.finish()
+    assert run.tokens("a") == alone(range(12), GREEDY)[0]
+    assert run.tokens("b") == alone(range(12, 24), GREEDY)[0]
+
+
+def test_who_is_aborted_amid_a_long_prompt_frees_everything_with_the_step() -> None:
+    run = Run(max_prefill_tokens=4, max_num_batched_tokens=64, max_num_seqs=2)
+    run.add("a", range(30), GREEDY)
+    run.step()
+    assert run.engine.stats().kv_blocks_used > 0
+    run.engine.abort("a")
+    assert run.engine.stats().kv_blocks_used == 0
+    assert not run.engine.has_unfinished
+
+
 def test_no_decoding_sequence_ever_waits_for_a_prompt() -> None:
     run = Run(max_num_seqs=4, max_num_batched_tokens=4, prefill_chunk=4, max_model_len=64)
     for name in "abc":
