@@ -6,7 +6,8 @@
         --artifact 'pllm float32=artifacts/qwen3-0.6b-random-float32'
 
 W1: one request, 128 tokens in and 32 out. W2: eight at once. W3: 32 requests of 16 to 256 tokens in and 8 to 64 out, 16
-at a time. W4: cold processes. Every side computes in float32; an artifact's label should say how it stores weights.
+at a time. W4: cold processes. Peers are of one precision: in float32 every side computes in float32, and an artifact's
+label should say how it stores weights; in int8 and int4 the sides hold their weights so, and each computes as it likes.
 Prints one Markdown table and writes every figure to tests/perf/results/.
 """
 
@@ -25,14 +26,14 @@ from pllm.runtime.bench.facts import MachineFacts, artifact_facts, now
 from pllm.runtime.errors import PllmError
 
 from .comparison import Comparison
+from .installed import PEERS, PRECISIONS, side_of
 from .metrics import METRICS
-from .sides import ROOT, Side, Trial, TrialError, llama_cpp_side
+from .sides import ROOT, Side, Trial, TrialError
 
 RESULTS = ROOT / "tests" / "perf" / "results"
 REPS = {"W1": 3, "W2": 2, "W3": 1, "W4": 1}
 ALONE = 0.05  # of the cores, for everybody else: above, a comparison is one of who suffers more from company
 ENOUGH = 4  # rounds: of fewer, the bootstrap can draw only a handful of samples
-PEERS = ("transformers", "transformers-continuous", "llama-cpp")
 
 
 def main() -> int:
@@ -47,7 +48,10 @@ def main() -> int:
             print(f"{artifacts[label]} was built from other weights than {options.checkpoint} has: build it again")
             return 2
     vocab_size = next(iter(manifests.values())).model.vocab_size
-    sides, absent = all_sides(artifacts, checkpoint.directory, fingerprint, options.peers)
+    sides = [Side(label, "run_pllm", "library", path.resolve(), is_ours=True) for label, path in artifacts.items()]
+    found = [side_of(PEERS[name], checkpoint.directory, fingerprint) for name in chosen_peers(options)]
+    sides += [side for side in found if isinstance(side, Side)]
+    absent = [reason for reason in found if isinstance(reason, str)]
     machine = MachineFacts.here()
     for reason in absent:
         say(f"left out: {reason}")
@@ -62,7 +66,7 @@ def main() -> int:
 
     others = comparison.others
     notes = [
-        f"{recipe.name}: {options.threads} threads, float32 arithmetic on every side, rounds: {options.rounds}.",
+        f"{recipe.name}: {options.threads} threads, {PRECISIONS[options.precision]}, rounds: {options.rounds}.",
         f"{machine.line}; {', '.join(f'{name} {number}' for name, number in comparison.versions.items())}.",
         "Ratios: of the medians; then the median of the rounds' ratios with its 95% bootstrap interval.",
         f"Others took {statistics.median(others):.0%} of the cores during a trial (median; at most {max(others):.0%}).",
@@ -86,7 +90,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--artifact", action="append", required=True, metavar="LABEL=DIR", help="one of pllm's sides; several may be"
     )
-    parser.add_argument("--peers", nargs="*", choices=PEERS, default=list(PEERS), help="(default: all)")
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="of the peers (%(default)s)")
+    parser.add_argument("--peers", nargs="*", choices=PEERS, help="(default: all of the precision)")
     parser.add_argument("--workloads", nargs="+", choices=list(REPS), default=list(REPS), help="(default: all)")
     parser.add_argument("--rounds", type=int, default=5, help="processes of each side and workload (%(default)s)")
     parser.add_argument("--reps", type=int, help="passes in a process (W1 3, W2 2, W3 1)")
@@ -102,24 +107,10 @@ def labelled(word: str) -> tuple[str, Path]:
     return label, Path(path)
 
 
-def all_sides(
-    artifacts: dict[str, Path], checkpoint: Path, fingerprint: str, peers: list[str]
-) -> tuple[list[Side], list[str]]:
-    """pllm's sides and the peers that are there; and the peers that are not, with the reason."""
-    sides = [Side(label, "run_pllm", "library", path.resolve(), is_ours=True) for label, path in artifacts.items()]
-    absent = []
-    if "transformers" in peers:
-        sides.append(Side("transformers, static batches", "run_transformers", "static", checkpoint))
-    if "transformers-continuous" in peers:
-        label = "transformers, continuous batching"
-        sides.append(Side(label, "run_transformers", "continuous", checkpoint, ("W1", "W2", "W3")))
-    if "llama-cpp" in peers:
-        found = llama_cpp_side(checkpoint, fingerprint)
-        if isinstance(found, Side):
-            sides.append(found)
-        else:
-            absent.append(found)
-    return sides, absent
+def chosen_peers(options: argparse.Namespace) -> list[str]:
+    if options.peers is not None:
+        return list(options.peers)
+    return [name for name, peer in PEERS.items() if peer.precision == options.precision]
 
 
 def agreements(comparison: Comparison) -> list[str]:
@@ -179,7 +170,7 @@ def write(
         "table": comparison.table().splitlines(),
     }
     options.output.mkdir(parents=True, exist_ok=True)
-    target: Path = options.output / f"{date.replace(':', '')}-{options.checkpoint.stem}.json"
+    target: Path = options.output / f"{date.replace(':', '')}-{options.checkpoint.stem}-{options.precision}.json"
     target.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return target
 

@@ -1,10 +1,12 @@
-"""A checkpoint of the Qwen3 family as llama.cpp reads it: GGUF, every weight in float32, no vocabulary.
+"""A checkpoint of the Qwen3 family as llama.cpp reads it: GGUF, no vocabulary.
 
-    python -m peers.gguf_checkpoint CHECKPOINT TARGET
+    python -m peers.gguf_checkpoint CHECKPOINT TARGET f32|q8_0|q4_0
 
-Prompts are token ids, so the file has no tokenizer: llama.cpp is spared reading one.
+Prompts are token ids, so the file has no tokenizer: llama.cpp is spared reading one. Quantised files are made from the
+one in float32 by llama.cpp itself, the embeddings (which are the head too) in the same form as everything else.
 """
 
+import ctypes
 import json
 import struct
 import sys
@@ -71,5 +73,23 @@ def write(checkpoint: Path, target: Path) -> None:
     partial.replace(target)
 
 
+def quantize(source: Path, target: Path, file_type: str) -> None:
+    """Write ``target`` from a file in float32, all of it or nothing."""
+    import llama_cpp
+
+    params = llama_cpp.llama_model_quantize_default_params()
+    params.ftype = {"q8_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0, "q4_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0}[file_type]
+    params.pure = True
+    partial = target.with_suffix(".partial")
+    if llama_cpp.llama_model_quantize(str(source).encode(), str(partial).encode(), ctypes.byref(params)) != 0:
+        raise SystemExit(f"llama.cpp cannot quantise to {file_type}")
+    partial.replace(target)
+
+
 if __name__ == "__main__":
-    write(Path(sys.argv[1]), Path(sys.argv[2]))
+    checkpoint, target, file_type = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+    wide = target.with_name(target.name.replace(f"{file_type}.gguf", "f32.gguf"))
+    if not wide.is_file():
+        write(checkpoint, wide)
+    if file_type != "f32":
+        quantize(wide, target, file_type)

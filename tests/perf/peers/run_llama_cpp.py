@@ -1,4 +1,4 @@
-"""llama.cpp in float32 through its C interface (llama-cpp-python): continuous batching, greedy, from token ids.
+"""llama.cpp, in the form of the file that it is given, through its C interface (llama-cpp-python): continuous batching, greedy, from token ids.
 
 The loop is that of llama.cpp's own server: in each step every sequence that decodes gets a token, prompts fill the rest
 of the batch, and a sequence that ends makes room for the next. The KV cache is as llama.cpp has it by default, f16.
@@ -113,7 +113,7 @@ class LlamaCpp:
 
 
 def main() -> None:
-    job = Job.parse(["f32"])
+    job = Job.parse(["f32", "q8_0", "q4_0"])
     engine = LlamaCpp(job)
     ready = process_age()
     versions = {"llama-cpp-python": version("llama-cpp-python")}

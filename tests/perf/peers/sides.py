@@ -10,11 +10,10 @@ from typing import Any
 
 from .disturbance import CpuAccount
 
-__all__ = ["ROOT", "Side", "Trial", "TrialError", "llama_cpp_side"]
+__all__ = ["ROOT", "Side", "Trial", "TrialError", "run_module"]
 
 HERE = Path(__file__).parents[1]
 ROOT = HERE.parents[1]
-LLAMA_ENV = ROOT / ".venv-peers" / "llama-cpp"
 _TIME_LIMIT = 3600.0
 
 
@@ -65,22 +64,6 @@ class Side:
             raise TrialError(f"{self.label}, {workload}: exit code {done.returncode}\n{said}")
         answer: dict[str, Any] = json.loads(lines[-1])
         return Trial(**answer, others=others)
-
-
-def llama_cpp_side(checkpoint: Path, fingerprint: str) -> Side | str:
-    """llama.cpp's side, its model converted at the first call; or why there is none."""
-    if not (LLAMA_ENV / ".installed").is_file():
-        return "llama.cpp is not installed; make bench-peers-install installs it"
-    python = LLAMA_ENV / "bin" / "python"
-    models = LLAMA_ENV.parent / "models"
-    models.mkdir(exist_ok=True)
-    model = models / f"{fingerprint[:16]}-f32.gguf"
-    if not model.is_file():
-        done = run_module(python, "gguf_checkpoint", [str(checkpoint), str(model)], threads=1)
-        if done.returncode != 0:
-            said = done.stderr.strip().splitlines() or ["no reason"]
-            return f"the checkpoint was not converted for llama.cpp: {said[-1]}"
-    return Side("llama.cpp f32", "run_llama_cpp", "f32", model, python=python)
 
 
 def run_module(python: Path, module: str, words: list[str], threads: int) -> subprocess.CompletedProcess[str]:

@@ -1,0 +1,21 @@
+"""A checkpoint as OpenVINO GenAI reads it: optimum-intel's export as its command line makes it.
+
+    python -m peers.openvino_checkpoint CHECKPOINT TARGET fp16|int8|int4
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+
+def write(checkpoint: Path, target: Path, weights: str) -> None:
+    """Write ``target``, all of it or nothing."""
+    partial = target.with_name(target.name + ".partial")
+    command = Path(sys.executable).parent / "optimum-cli"
+    words = ["export", "openvino", "-m", str(checkpoint), "--task", "text-generation-with-past"]
+    subprocess.run([command, *words, "--weight-format", weights, partial], check=True)
+    partial.replace(target)
+
+
+if __name__ == "__main__":
+    write(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])

@@ -1,0 +1,76 @@
+"""OpenVINO GenAI's continuous batching on a CPU, greedy, from token ids, one step at a time.
+
+Weights as the model was exported (float16, int8 or int4); arithmetic and KV cache as the library chooses them.
+"""
+
+import time
+from importlib.metadata import version
+
+import numpy as np
+import openvino
+import openvino_genai
+
+from pllm.runtime.bench.processes import process_age
+from pllm.runtime.bench.workload import Workload, warmup
+
+from .worker import Job, Pass, answer
+
+_STEP_TOKENS = 2048
+_CACHE_GB = 2  # 16 sequences of 512 tokens take 1.9 GB in float32
+
+
+class OpenVino:
+    """An open pipeline that runs ``width`` sequences at once."""
+
+    def __init__(self, job: Job) -> None:
+        scheduler = openvino_genai.SchedulerConfig()
+        scheduler.max_num_seqs = job.workload.concurrency
+        scheduler.max_num_batched_tokens = _STEP_TOKENS
+        scheduler.cache_size = _CACHE_GB
+        scheduler.enable_prefix_caching = False
+        properties = {"INFERENCE_NUM_THREADS": job.threads, "PERFORMANCE_HINT": "LATENCY"}
+        self._pipeline = openvino_genai.ContinuousBatchingPipeline(job.model, scheduler, "CPU", properties)
+        self._given = 0
+
+    def run(self, workload: Workload) -> Pass:
+        """All requests are given at once; no more than its limit run together."""
+        began = time.perf_counter()
+        handles = []
+        for request in workload.requests:
+            config = openvino_genai.GenerationConfig()
+            config.max_new_tokens = config.min_new_tokens = request.num_output_tokens
+            config.ignore_eos = True
+            config.do_sample = False
+            config.apply_chat_template = False
+            ids = openvino.Tensor(np.asarray([request.prompt_token_ids], np.int64))
+            handles.append(self._pipeline.add_request(self._given, ids, config))
+            self._given += 1
+        first = None
+        while self._pipeline.has_non_finished_requests():
+            self._pipeline.step()
+            if first is None:
+                first = time.perf_counter() - began
+        makespan = time.perf_counter() - began
+        token_ids = [list(handle.read_all()[0].generated_ids) for handle in handles]
+        for ids, request in zip(token_ids, workload.requests, strict=True):
+            assert len(ids) == request.num_output_tokens
+        return Pass(first if len(handles) == 1 else None, makespan, token_ids)
+
+
+def main() -> None:
+    job = Job.parse(["f16", "int8", "int4"])
+    engine = OpenVino(job)
+    ready = process_age()
+    versions = {"openvino-genai": version("openvino-genai")}
+    if job.cold:
+        found = engine.run(job.workload)
+        assert found.first is not None
+        first_token = process_age() - (found.makespan - found.first)
+        answer([], versions, cold_ready=ready, cold_first_token=first_token)
+    else:
+        engine.run(warmup(job.vocab_size))
+        answer([engine.run(job.workload) for _ in range(job.reps)], versions)
+
+
+if __name__ == "__main__":
+    main()
