@@ -53,7 +53,10 @@ PLLM_INLINE vi multiply_add_int8(vi sum, vi w, vi x) { return multiply_add(sum, 
 PLLM_INLINE vi low_halves(vi a) { return _mm512_and_si512(a, _mm512_set1_epi8(15)); }
 PLLM_INLINE vi high_halves(vi a) { return low_halves(_mm512_srli_epi16(a, 4)); }
 PLLM_INLINE vf to_float(vi a) { return _mm512_cvtepi32_ps(a); }
-PLLM_INLINE void store_rounded(int8_t* p, vf a) { _mm_storeu_si128((__m128i*)p, _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(a))); }
+PLLM_INLINE vi add_whole(vi a, vi b) { return _mm512_add_epi32(a, b); }
+PLLM_INLINE vi rounded(vf a) { return _mm512_cvtps_epi32(a); }
+PLLM_INLINE int32_t reduce_add_whole(vi a) { return _mm512_reduce_add_epi32(a); }
+PLLM_INLINE __m128i narrowed(vi a) { return _mm512_cvtsepi32_epi8(a); }
 PLLM_INLINE vf absolute(vf a) { return _mm512_abs_ps(a); }
 
 #else
@@ -73,10 +76,16 @@ PLLM_INLINE vi multiply_add_int8(vi sum, vi w, vi x) {
 PLLM_INLINE vi low_halves(vi a) { return _mm256_and_si256(a, _mm256_set1_epi8(15)); }
 PLLM_INLINE vi high_halves(vi a) { return low_halves(_mm256_srli_epi16(a, 4)); }
 PLLM_INLINE vf to_float(vi a) { return _mm256_cvtepi32_ps(a); }
-PLLM_INLINE void store_rounded(int8_t* p, vf a) {
-  const vi whole = _mm256_cvtps_epi32(a);
-  const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
-  _mm_storel_epi64((__m128i*)p, _mm_packs_epi16(words, words));
+PLLM_INLINE vi add_whole(vi a, vi b) { return _mm256_add_epi32(a, b); }
+PLLM_INLINE vi rounded(vf a) { return _mm256_cvtps_epi32(a); }
+PLLM_INLINE int32_t reduce_add_whole(vi a) {
+  const __m128i four = _mm_add_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
+  const __m128i two = _mm_add_epi32(four, _mm_unpackhi_epi64(four, four));
+  return _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32(two, 1)));
+}
+PLLM_INLINE __m128i narrowed(vi a) {
+  const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
+  return _mm_packs_epi16(words, words);
 }
 PLLM_INLINE vf absolute(vf a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
 
@@ -212,16 +221,29 @@ void round_row(const float* x, int64_t k, int offset, const Problem& p, int64_t 
   const vf steps = set1(largest > 0 && largest < INFINITY ? 127.0f / largest : 0.0f);
   *scale = nan ? NAN : largest / 127.0f;
   const int64_t padded = p.quads * kQuad, group = padded / p.groups;
-  int32_t sum = 0;
-  int8_t rounded[kLanes];
+  vi sum = set_all(0);
+  int32_t odd_sum = 0;  // where groups do not begin with vectors
   for (int64_t i = 0; i < padded; i += kLanes) {
-    store_rounded(rounded, mul(load_first(x + i, k - i), steps));
-    for (int64_t j = 0; j < kLanes && i + j < padded; j += kQuad) {
-      memcpy(to + (i + j) * rows, rounded + j, kQuad);
-      sum += rounded[j] + rounded[j + 1] + rounded[j + 2] + rounded[j + 3];
-      if ((i + j + kQuad) % group) continue;
-      start[(i + j) / group * rows] = -offset * sum;
-      sum = 0;
+    const vi whole = rounded(mul(load_first(x + i, k - i), steps));
+    alignas(16) int8_t bytes[16];
+    _mm_store_si128((__m128i*)bytes, narrowed(whole));
+    const int64_t quads = least(kLanes, padded - i) / kQuad;
+    if (quads == kLanes / kQuad)
+      PLLM_UNROLL for (int j = 0; j < kLanes / (int)kQuad; j++) memcpy(to + i * rows + j * rows * kQuad, bytes + j * kQuad, kQuad);
+    else
+      for (int64_t j = 0; j < quads; j++) memcpy(to + i * rows + j * rows * kQuad, bytes + j * kQuad, kQuad);
+    if (p.groups == 1 || group % kLanes == 0) {
+      sum = add_whole(sum, whole);
+      if ((i + kLanes) % group && i + kLanes < padded) continue;
+      start[i / group * rows] = -offset * reduce_add_whole(sum);
+      sum = set_all(0);
+    } else {
+      for (int64_t j = 0; j < quads * kQuad; j += kQuad) {
+        odd_sum += bytes[j] + bytes[j + 1] + bytes[j + 2] + bytes[j + 3];
+        if ((i + j + kQuad) % group) continue;
+        start[(i + j) / group * rows] = -offset * odd_sum;
+        odd_sum = 0;
+      }
     }
   }
 }
@@ -236,7 +258,7 @@ int product(const float* x, int64_t m, int64_t x_stride, int64_t k, Problem p) {
   p.x = rounded, p.x_scale = x_scale, p.start = start, p.m = m;
   p.tiles = (m + Format::kTileRows - 1) / Format::kTileRows;
   const bool alone = m * p.n * k <= 65536;
-  loop(p.tiles, 1, alone || m * k <= 65536, [&](int, int64_t t, int64_t) {
+  loop(p.tiles, 1, alone || m * k <= 32768, [&](int, int64_t t, int64_t) {
     const int64_t row = split(m, t, p.tiles), rows = split(m, t + 1, p.tiles) - row;
     for (int64_t r = 0; r < rows; r++)
       round_row(x + (row + r) * x_stride, k, Format::kOffset, p, rows, rounded + row * padded + r * kQuad, x_scale + row + r,
