@@ -15,15 +15,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from torch._inductor import aot_compile
 
 from pllm.build.export import DIMS, program_inputs
+from pllm.build.graph_record import record
 from pllm.build.pipeline import Build
 from pllm.build.progress import StageProgress
 from pllm.build.traced import Traced, value
 from pllm.kernels.cpu.compile import CompilerError, build_library
 from pllm.runtime.errors import BuildError
+from pllm.runtime.graphs import GRAPHS, Graphs, ProgramGraph
 from pllm.runtime.machine import Machine
 from pllm.runtime.manifest import Constant, ProgramInfo, Requires, TensorInfo
 
@@ -58,7 +61,9 @@ def compile_programs(build: Build, progress: StageProgress) -> None:
     traced: Traced = build.exported
     operator_library(build.staging.path(OPERATORS_LIBRARY))
     progress.say(f"operators: {OPERATORS_LIBRARY}")
-    isa = compile_graph(traced, build.staging.path(_PROGRAM))
+    isa, graph = compile_graph(traced, build.staging.path(_PROGRAM))
+    document = msgspec.json.format(msgspec.json.encode(Graphs({"main": graph})), indent=1) + b"\n"
+    build.staging.path(GRAPHS).write_bytes(document)
     names = traced.names()
     shapes = {node.name: value(node).shape for node in traced.graph.nodes if node.name in names}
     build.operators = (OPERATORS_LIBRARY,)
@@ -82,7 +87,10 @@ def compile_programs(build: Build, progress: StageProgress) -> None:
         isa=isa,
         glibc=here.glibc or "",
     )
-    progress.say(f"program main: {len(names)} constants, {', '.join(isa)}")
+    progress.say(
+        f"program main: {sum(graph.nodes.values())} nodes, {sum(graph.kernels.values())} kernels a step, "
+        f"{len(names)} constants, {', '.join(isa)}"
+    )
 
 
 def operator_library(out: Path) -> Path:
@@ -93,8 +101,9 @@ def operator_library(out: Path) -> Path:
         raise BuildError(str(error)) from error
 
 
-def compile_graph(traced: Traced, out: Path) -> tuple[str, ...]:
-    """Compile to the shared library ``out``; the CPU features that it needs, by the names of ``/proc/cpuinfo``."""
+def compile_graph(traced: Traced, out: Path) -> tuple[tuple[str, ...], ProgramGraph]:
+    """Compile to the shared library ``out``; the CPU features that it needs, by the names of ``/proc/cpuinfo``, and the
+    record of what was compiled."""
     shims = {
         getattr(torch.ops.pllm, name).default: [f"AOTITorchError aoti_torch_cpu_{name}({arguments}, {_HANDLE}* ret0)"]
         for name, arguments in _C_SHIMS.items()
@@ -125,7 +134,8 @@ def compile_graph(traced: Traced, out: Path) -> tuple[str, ...]:
         except Exception as error:
             lines = str(error).strip().splitlines()
             raise BuildError(f"AOTInductor cannot compile this graph: {lines[0] if lines else error!r}") from error
-        return _compile_sources(Path(scratch), sources, out)
+        graph = record(traced.graph, (Path(scratch) / "model.wrapper.cpp").read_text(encoding="utf-8").splitlines())
+        return _compile_sources(Path(scratch), sources, out), graph
 
 
 def _write_sources(traced: Traced, options: dict[str, Any]) -> list[Path]:
