@@ -78,6 +78,8 @@ class Team {
 
   void forget_helpers() { hired_ = 1, sleepers_ = 0; }
 
+  uint32_t num_loops() const { return round_.load(std::memory_order_relaxed); }
+
  private:
   // Neighbouring pieces for each member, since most loops read memory in order and a stream that goes on is faster than one
   // that starts anew; then what the others have not got to yet.
@@ -173,3 +175,5 @@ void run_loop(int64_t count, int64_t grain, bool alone, LoopBody body, const voi
 }
 
 }  // namespace pllm
+
+uint32_t pllm_num_loops(void) { return pllm::team.num_loops(); }

@@ -33,3 +33,6 @@ inline void loop(int64_t count, int64_t grain, bool alone, const Body& body) {
 }  // namespace
 
 }  // namespace pllm
+
+// Loops that were shared out since the start, modulo 2^32: a step's times of waiting for each other, to be counted.
+extern "C" __attribute__((visibility("default"))) uint32_t pllm_num_loops(void);
