@@ -34,6 +34,7 @@ COMMANDS = {
     "check": Command("pllm.runtime.check_cli", "say whether an artifact runs here, and how many requests fit"),
     "inspect": Command("pllm.runtime.inspect_cli", "show what an artifact holds"),
     "verify": Command("pllm.runtime.verify_cli", "prove an artifact: hashes, golden tokens, latencies"),
+    "gate": Command("pllm.runtime.gate.cli", "say whether a change made serving slower, larger or later"),
     "bench": Command("pllm.runtime.bench.cli", "measure an artifact or a server: latency, throughput, start"),
     "init": Command("pllm.build.init_cli", "write a commented recipe for a model"),
     "completion": Command("pllm.completion_cli", "write a shell's completion of this command line"),
@@ -43,7 +44,7 @@ COMMANDS = {
 
 _EXIT_CODES = (
     "exit codes: 0 fine, 2 the input is wrong, 3 a measurement is void, 4 the artifact is damaged or does not fit, "
-    "1 anything else"
+    "5 a regression, 1 anything else"
 )
 
 

@@ -41,12 +41,12 @@ class Comparison:
     @property
     def threshold(self) -> float:
         """The share of the base by which the new side must cost more before anybody is alarmed."""
-        return max(LEAST_THRESHOLD, _TIMES_NOISE * self.noise.reach)
+        return max(LEAST_THRESHOLD, _TIMES_NOISE * self.noise.half_width)
 
     @property
     def is_settled(self) -> bool:
-        """Whether enough is known: neither interval is wider than the quantity's precision."""
-        return max(self.noise.reach, self.ratio.half_width) <= self.quantity.precision
+        """Whether enough is known: neither interval is wider than the quantity's precision allows."""
+        return max(self.noise.half_width, self.ratio.half_width) <= self.quantity.precision
 
     @property
     def is_suspect(self) -> bool:

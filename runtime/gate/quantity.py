@@ -7,16 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pllm.runtime.bench.workload import WORKLOADS
-from pllm.runtime.certificate import Latency
-from pllm.runtime.gate.quiet import quiet_median
+from pllm.runtime.gate.quiet import quiet_duration
 from pllm.runtime.gate.turns import PassTurn, StepTurn, Took
+from pllm.runtime.latencies import Latency
 
 __all__ = ["FIRST_TOKEN", "PEAK_MEMORY", "READY", "PassTask", "Quantity", "StepTask", "Task", "tasks_for"]
 
 
 @dataclass(frozen=True, slots=True)
 class Quantity:
-    """``precision``: how near to zero the interval of base against base must be, as a share, before anything is said.
+    """``precision``: half the width of the interval of base against base, as a share, at which enough is known.
 
     A cost is shown times ``scale`` in ``unit``; as a rate, ``scale`` over the cost.
     """
@@ -45,18 +45,22 @@ class StepTask:
     quantity: Quantity
     turn: StepTurn
 
+    @property
+    def quantities(self) -> tuple[Quantity, ...]:
+        return (self.quantity,)
+
     def costs(self, answers: Sequence[Took]) -> dict[Quantity, float]:
-        """Of one side's answers: the quiet steps' median."""
+        """Of one side's answers: the step's quiet duration."""
         seconds = [each for took in answers for each in took.seconds]
         waits = [each for took in answers for each in took.waits]
-        return {self.quantity: quiet_median(seconds, waits)}
+        return {self.quantity: quiet_duration(seconds, waits)}
 
 
 @dataclass(frozen=True, slots=True)
 class PassTask:
     """A workload whose requests all run at once, through the engine.
 
-    Passes are alike step by step, so each step's cost is the quiet median over the passes, and a pass's cost is their
+    Passes are alike step by step, so each step's cost is its quiet duration over the passes, and a pass's cost is their
     sum: no pass needs to be undisturbed as a whole.
     """
 
@@ -66,12 +70,16 @@ class PassTask:
     tpot: Quantity | None = None
     throughput: Quantity | None = None
 
+    @property
+    def quantities(self) -> tuple[Quantity, ...]:
+        return tuple(each for each in (self.ttft, self.tpot, self.throughput) if each is not None)
+
     def costs(self, answers: Sequence[Took]) -> dict[Quantity, float]:
         """Of one side's answers. ``ttft``: the steps until the first token. ``tpot``: the others, over as many tokens.
         ``throughput``: all of them."""
         length = min(len(took.seconds) for took in answers)
         steps = [
-            quiet_median([took.seconds[i] for took in answers], [took.waits[i] for took in answers])
+            quiet_duration([took.seconds[i] for took in answers], [took.waits[i] for took in answers])
             for i in range(length)
         ]
         first = sum(steps[: answers[0].num_first])

@@ -7,14 +7,17 @@ wait, caches are cold. It is exact for an engine of one thread, which is why the
 """
 
 import os
-import statistics
 from collections.abc import Sequence
 from contextlib import suppress
 
-__all__ = ["WAIT_SHARE", "RunWait", "quiet_median", "wait_share"]
+from pllm.runtime.bench.distribution import Distribution
+
+__all__ = ["WAIT_SHARE", "RunWait", "quiet_duration", "wait_share"]
 
 WAIT_SHARE = 0.02
 """Of a quiet step's duration, that its thread may have waited."""
+
+_SHARE = 0.1
 
 
 class RunWait:
@@ -39,9 +42,14 @@ def wait_share(seconds: Sequence[float], waits: Sequence[float]) -> float:
     return sum(waits) / sum(seconds)
 
 
-def quiet_median(seconds: Sequence[float], waits: Sequence[float]) -> float:
-    """The median of the quiet steps' durations, less their waits; of the quietest third's, where fewer were quiet."""
+def quiet_duration(seconds: Sequence[float], waits: Sequence[float]) -> float:
+    """How long a step takes when it is left alone: the first decile of quiet steps' durations, less their waits; of the
+    quietest third's, where fewer were quiet.
+
+    Not the median, which moves by percents with what neighbours do to caches and memory, though nobody waits; and not
+    the least, which is one step's luck.
+    """
     order = sorted(range(len(seconds)), key=lambda i: waits[i] / seconds[i])
     num_quiet = sum(wait <= WAIT_SHARE * each for each, wait in zip(seconds, waits, strict=True))
     chosen = order[: max(num_quiet, -(-len(order) // 3))]
-    return statistics.median(seconds[i] - waits[i] for i in chosen)
+    return Distribution(tuple(seconds[i] - waits[i] for i in chosen)).quantile(_SHARE)

@@ -8,7 +8,7 @@ intervals).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import exp, log
+from math import exp, log, sqrt
 
 import numpy as np
 
@@ -29,27 +29,20 @@ class Ratio:
     def of(cls, logs: Sequence[float]) -> "Ratio":
         """Of log-ratios, at least one. The same ones always give the same interval: resamples are drawn from one seed.
 
-        Neighbouring pairs are drawn together, two at a time, which keeps what a machine's slower moods have in common
-        (moving blocks: Künsch, Annals of Statistics 17, 1989).
+        Trios are resampled one by one: their ratios are not correlated with their neighbours' (DECISIONS.md), since
+        what the machine does from minute to minute is in both of a ratio's sides.
         """
         values = np.asarray(logs, dtype=float)
         count = len(values)
-        rng = np.random.default_rng(0)
-        starts = rng.integers(0, count, (_RESAMPLES, -(-count // 2), 1))
-        places = ((starts + np.arange(2)) % count).reshape(_RESAMPLES, -1)[:, :count]
+        places = np.random.default_rng(0).integers(0, count, (_RESAMPLES, count))
         medians = np.median(values[places], axis=1)
         low, high = np.quantile(medians, (0.025, 0.975))
         return cls(exp(float(np.median(values))), exp(float(low)), exp(float(high)))
 
     @property
-    def reach(self) -> float:
-        """How far from 1 the interval reaches, on either side, as a share: half its width where it lies evenly."""
-        return max(self.high, 1 / self.low) - 1
-
-    @property
     def half_width(self) -> float:
         """Half of the interval's width, as a share."""
-        return (self.high / self.low) ** 0.5 - 1
+        return sqrt(self.high / self.low) - 1
 
     def __str__(self) -> str:
         """``+5.1% [+4.2, +6.0]``."""

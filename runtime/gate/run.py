@@ -5,7 +5,7 @@ Nothing here knows what a trio measures; the proof of the gate runs this on reco
 What keeps it from crying wolf, in the order in which it works:
 
 1. sides take turns within a trio, so what the machine does is done to all of them (`trio`), and quiet steps count;
-2. a quantity is suspected beyond ``max(2%, 3 x reach)`` alone, where reach is that of base against base (`comparison`);
+2. a quantity is suspected beyond ``max(2%, 3 x half the width of base against base)`` alone (`comparison`);
 3. trios during which the calibration kernel says that the machine itself ran at another speed do not count;
 4. what is suspected is measured again by four voters, each with trios of its own, and three of them must agree.
 

@@ -14,7 +14,7 @@ from typing import IO, TypeVar
 import msgspec
 
 from pllm.runtime.bench.served_artifact import error_of
-from pllm.runtime.errors import MeasurementError
+from pllm.runtime.errors import MeasurementError, PllmError
 from pllm.runtime.gate.turns import Closed, Job, Opened, Took, Turn
 
 __all__ = ["Side", "Worker"]
@@ -42,6 +42,13 @@ class Side:
         if self.path is None:
             return os.environ
         return {**os.environ, "PYTHONPATH": str(self.path)}
+
+    def told(self, module: str, *words: str) -> bytes:
+        """What a program of the side's own code writes. Raises the error that it ended with."""
+        done = subprocess.run(self.command(module, *words), capture_output=True, env=self.environment(), check=False)
+        if done.returncode:
+            raise _ended(self, done.returncode, done.stderr)
+        return done.stdout
 
 
 @dataclass(slots=True)
@@ -124,11 +131,15 @@ class Worker:
     def _raise_ended(self) -> None:
         code = self._process.wait()
         self._errors.seek(0)
-        said = self._errors.read().decode(errors="replace").strip().splitlines()
-        reason = said[-1] if said else f"exit code {code}"
-        raise error_of(code, f"{self.side.label} ({self.side.artifact}) cannot be measured: {reason}")
+        raise _ended(self.side, code, self._errors.read())
 
     @property
     def _stdin(self) -> IO[bytes]:
         assert self._process.stdin is not None
         return self._process.stdin
+
+
+def _ended(side: Side, code: int, said: bytes) -> PllmError:
+    lines = said.decode(errors="replace").strip().splitlines()
+    reason = lines[-1] if lines else f"exit code {code}"
+    return error_of(code, f"{side.label} ({side.artifact}) cannot be measured: {reason}")

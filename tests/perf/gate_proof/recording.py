@@ -14,9 +14,9 @@ __all__ = ["read", "record"]
 def record(spec: TrioSpec, seconds: float, target: Path) -> Iterator[Trio]:
     """Measure trios for so long, and append each to the file as soon as it is there."""
     calibration = Calibration()
-    total = number = 0.0
+    total, number = 0.0, 0
     while total < seconds:
-        trio = measure_trio(spec, int(number), calibration.seconds)
+        trio = measure_trio(spec, number, calibration.seconds)
         number, total = number + 1, total + trio.seconds
         with target.open("ab") as file:
             file.write(msgspec.json.encode(trio) + b"\n")

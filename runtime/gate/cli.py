@@ -1,0 +1,86 @@
+"""``pllm gate``: whether a change made serving slower, larger or later."""
+
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+
+from pllm.runtime.errors import UserInputError
+from pllm.runtime.gate.side import Side
+
+__all__ = ["add_arguments", "main"]
+
+_EPILOG = (
+    "exit codes: 0 pass, 5 a regression, 3 void (nothing can be said, which is no pass), 2 the input is wrong, "
+    "4 an artifact does not open here"
+)
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.epilog = _EPILOG
+    parser.add_argument(
+        "artifacts", nargs="*", type=Path, metavar="ARTIFACT", help="BASE NEW; or one, against its own certificate"
+    )
+    checkouts = parser.add_argument_group("two checkouts instead, each built and run by its own code")
+    checkouts.add_argument("--base-ref", metavar="REF", help="the base: a commit, a branch or a tag; new is this tree")
+    checkouts.add_argument("--pin", type=Path, metavar="FILE", help="the base and the recipe are what this file says")
+    checkouts.add_argument("--recipe", metavar="FILE", help="what both build (recipes/quickstart.toml)")
+    checkouts.add_argument("--work", type=Path, metavar="DIR", help="where both are built, and kept for the next time")
+    parser.add_argument("--only", choices=["counts", "timings"], help="what has no noise, or what has")
+    parser.add_argument(
+        "--quantities", nargs="+", default=["*"], metavar="PATTERN", help="those that are timed, such as 'decode*'"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=300.0, metavar="S", help="time to settle them in (%(default)g)"
+    )
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="of each side (%(default)s)")
+    parser.add_argument("--itself", action="store_true", help="let base and new be the same, to see a machine's noise")
+    for kind in ("json", "markdown", "html"):
+        parser.add_argument(f"--{kind}", type=Path, metavar="FILE", help=f"write the report there as {kind}")
+
+
+def main(arguments: Namespace) -> int:
+    """Print the report and write it; the verdict's exit code."""
+    from pllm.runtime.bench.report import check_target, say
+    from pllm.runtime.gate.gate import GateOptions, gate
+    from pllm.runtime.gate.page import page
+    from pllm.runtime.gate.run import GateSettings
+
+    targets = (arguments.json, arguments.markdown, arguments.html)
+    for target in targets:
+        check_target(target)
+    options = GateOptions(
+        settings=GateSettings(seconds=arguments.seconds),
+        only=arguments.only,
+        quantities=tuple(arguments.quantities),
+        threads=arguments.threads,
+        itself=arguments.itself,
+    )
+    with _sides(arguments) as (base, new):
+        report = gate(base, new, options, said=say)
+    for target, content in zip(targets, (report.document(), report.markdown(), page(report)), strict=True):
+        if target is not None:
+            target.write_text(content, encoding="utf-8")
+    console = Console(highlight=False)
+    console.print(report.table())
+    console.print(report.sentence, soft_wrap=True, markup=False)
+    for note in report.notes:
+        console.print(note, soft_wrap=True, markup=False)
+    return report.verdict.exit_code
+
+
+@contextmanager
+def _sides(arguments: Namespace) -> Iterator[tuple[Side, Side]]:
+    given = len(arguments.artifacts)
+    if (arguments.base_ref or arguments.pin) and not given:
+        from pllm.runtime.gate.checkouts import built_checkouts
+
+        with built_checkouts(arguments.base_ref, arguments.pin, arguments.recipe, arguments.work) as sides:
+            yield sides
+        return
+    if given != 2 or arguments.base_ref or arguments.pin:
+        raise UserInputError("give two artifacts, BASE and NEW, or --base-ref REF, or --pin FILE; --help tells more")
+    base, new = arguments.artifacts
+    yield Side("base", base), Side("new", new)

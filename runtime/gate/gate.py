@@ -1,0 +1,96 @@
+"""The gate: two sides in, a report out."""
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from fnmatch import fnmatch
+from typing import Literal
+
+from pllm.runtime.bench.facts import MachineFacts, now
+from pllm.runtime.errors import UserInputError
+from pllm.runtime.gate.calibration import Calibration
+from pllm.runtime.gate.check import Check, Verdict
+from pllm.runtime.gate.comparison import LEAST_THRESHOLD
+from pllm.runtime.gate.facts import Facts, common_rows, facts_of, num_blocks
+from pllm.runtime.gate.quantity import FIRST_TOKEN, PEAK_MEMORY, READY, Task, tasks_for
+from pllm.runtime.gate.report import GateReport
+from pllm.runtime.gate.run import GateRun, GateSettings
+from pllm.runtime.gate.side import Side
+from pllm.runtime.gate.trio import Trio, TrioSpec, measure_trio
+
+__all__ = ["GateOptions", "gate"]
+
+_OF_PROCESSES = (READY, FIRST_TOKEN, PEAK_MEMORY)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GateOptions:
+    """``quantities``: patterns (``decode*``), of which each timed quantity must match one; ``itself``: let base and new
+    be the same thing, for whoever wants to see how noisy a machine is."""
+
+    settings: GateSettings = field(default_factory=GateSettings)
+    only: Literal["counts", "timings"] | None = None
+    quantities: Sequence[str] = ("*",)
+    rounds: int = 6
+    threads: int = 1
+    itself: bool = False
+
+    def wants(self, name: str) -> bool:
+        """Whether a quantity is to be timed."""
+        return any(fnmatch(name, pattern) for pattern in self.quantities)
+
+
+def gate(base: Side, new: Side, options: GateOptions, said: Callable[[str], None] = lambda _: None) -> GateReport:
+    """Compare. First what has no noise, then what has.
+
+    Raises UserInputError where the two sides are one and the same, or serve different models; the error of a side that
+    cannot be opened; MeasurementError for one that dies on the way.
+    """
+    machine = MachineFacts.here("torch", "numpy")
+    facts = facts_of(base), facts_of(new)
+    if facts[0].is_same(facts[1]) and not options.itself:
+        raise UserInputError(
+            f"{base.label} and {new.label} are the same program: the same code, the same files. Comparing a thing with "
+            "itself proves nothing: choose another base (--itself shows how noisy the machine is)"
+        )
+    checks: list[Check] = []
+    run = None
+    if options.only != "timings":
+        checks.append(_size(*facts))
+    if options.only != "counts":
+        run = _timed(base, new, facts, options, said)
+        checks += run.checks()
+    told = {**asdict(options), "settings": asdict(options.settings)}
+    return GateReport({base.label: facts[0], new.label: facts[1]}, tuple(checks), run, told, machine, now())
+
+
+def _timed(
+    base: Side, new: Side, facts: tuple[Facts, Facts], options: GateOptions, said: Callable[[str], None]
+) -> GateRun:
+    tasks = [task for task in tasks_for(common_rows(*facts)) if any(options.wants(q.name) for q in task.quantities)]
+    found = [quantity for task in tasks for quantity in task.quantities] + list(_OF_PROCESSES)
+    quantities = [quantity for quantity in found if options.wants(quantity.name)]
+    if not quantities:
+        names = ", ".join(quantity.name for quantity in found)
+        raise UserInputError(f"no quantity is called {' or '.join(options.quantities)}: there are {names}")
+    spec = TrioSpec(base, new, tuple(tasks), options.rounds, num_blocks(facts), options.threads)
+    calibration = Calibration()
+
+    def measure(number: int, names: Collection[str]) -> Trio:
+        wanted = tuple(task for task in tasks if _gives(task, names))
+        return measure_trio(replace(spec, tasks=wanted), number, calibration.seconds)
+
+    said("a trio to warm the page cache")
+    measure_trio(replace(spec, rounds=1), 0, calibration.seconds)
+    return GateRun.of(measure, quantities, options.settings, said=said)
+
+
+def _gives(task: Task, names: Collection[str]) -> bool:
+    return any(quantity.name in names for quantity in task.quantities)
+
+
+def _size(base: Facts, new: Facts) -> Check:
+    """Exact, and still with the common bound: another instruction in a program is no regression."""
+    change = new.num_bytes / base.num_bytes - 1
+    verdict = Verdict.REGRESSION if change > LEAST_THRESHOLD else Verdict.PASS
+    told = f"{100 * change:+.2f}%; bound {100 * LEAST_THRESHOLD:+.1f}%"
+    return Check("artifact size", base.num_bytes / (1 << 20), new.num_bytes / (1 << 20), verdict, told, "MiB")
