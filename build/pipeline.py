@@ -26,6 +26,7 @@ from pllm.runtime.manifest import (
     CertificateSummary,
     EngineDefaults,
     FileEntry,
+    GrammarsInfo,
     KvInfo,
     Manifest,
     ModelInfo,
@@ -61,6 +62,8 @@ class Build:
     """export"""
     model: ModelInfo = field(init=False)
     """export"""
+    grammars: GrammarsInfo | None = None
+    """grammars; None where the recipe names none"""
     requires: Requires = field(init=False)
     """compile"""
     operators: tuple[str, ...] = field(init=False)
@@ -96,6 +99,7 @@ class Stage:
 STAGES = (
     Stage("tokenizer", "pllm.build.tokenizer:save_tokenizer"),
     Stage("export", "pllm.build.export:export"),
+    Stage("grammars", "pllm.build.grammars:ship_grammars"),
     Stage("passes", "pllm.build.passes:run_passes"),
     Stage("quantize", "pllm.build.quantize:quantize"),
     Stage("compile", "pllm.build.compile:compile_programs"),
@@ -199,6 +203,7 @@ def _pack(build: Build, origin: Provenance) -> Manifest:
             golden="golden.json",
             latency="measured/latency.json",
             certificate=build.certificate,
+            grammars=build.grammars,
             files=files,
         )
 

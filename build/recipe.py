@@ -19,11 +19,13 @@ from pllm.build.recipe_sections import (
     EngineSection,
     ModelSection,
     QuantizationSection,
+    StructuredOutputsSection,
     VerifySection,
     key_of,
 )
 from pllm.build.toml_text import toml_text
 from pllm.runtime.errors import RecipeError
+from pllm.runtime.structured_outputs import MAX_GRAMMAR_CHARACTERS
 
 __all__ = ["Recipe"]
 
@@ -44,6 +46,7 @@ class Recipe:
     device: DeviceSection = field(default_factory=DeviceSection)
     engine: EngineSection = field(default_factory=EngineSection)
     quantization: QuantizationSection = field(default_factory=QuantizationSection)
+    structured_outputs: StructuredOutputsSection = field(default_factory=StructuredOutputsSection)
     verify: VerifySection = field(default_factory=VerifySection)
 
     @classmethod
@@ -130,14 +133,19 @@ class Recipe:
             }
         if self.source_directory() is not None and Path(self.model.source).expanduser().is_absolute():
             table["model"]["source"] = Path(self.model.source).name
+        for key, names in table["structured_outputs"].items():
+            table["structured_outputs"][key] = [_inside(name) for name in names]
         if not self.model.config:
             del table["model"]["config"]
         return toml_text(table)
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of :meth:`lock_text`."""
-        return hashlib.sha256(self.lock_text().encode()).hexdigest()
+        """SHA-256 of :meth:`lock_text` and of the files that it names beside the model's."""
+        digest = hashlib.sha256(self.lock_text().encode())
+        for _, path in self.structured_outputs.files(self.folder):
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
+        return digest.hexdigest()
 
     def _contradictions(self) -> list[str]:
         """Keys that are right alone and wrong together."""
@@ -153,6 +161,28 @@ class Recipe:
             )
         if self.model.config and self.model.weights != "random":
             found.append('model.config is for model.weights = "random"; a checkpoint brings its own config.json')
+        return found + self._unusable_forms()
+
+    def _unusable_forms(self) -> list[str]:
+        """What of the named schemas and grammars cannot even be read."""
+        found: list[str] = []
+        names: dict[str, Path] = {}
+        for key, path in self.structured_outputs.files(self.folder):
+            other = names.setdefault(path.stem, path)
+            if other is not path:
+                found.append(f"{key}: {path.name} and {other.name} have the same name")
+            if (path.suffix == ".json") != key.endswith("schemas"):
+                found.append(f"{key}: {path.name}: schemas are .json files, grammars are not")
+            if not _is_name(path.stem):
+                found.append(f"{key}: a file's name is letters, digits, '.', '_' and '-', not {path.name!r}")
+            try:
+                size = path.stat().st_size if path.is_file() else None
+            except OSError:
+                size = None
+            if size is None:
+                found.append(f"{key}: there is no file {path}")
+            elif size > MAX_GRAMMAR_CHARACTERS:
+                found.append(f"{key}: {path.name} has {size} bytes; at most {MAX_GRAMMAR_CHARACTERS} are taken")
         return found
 
 
@@ -219,6 +249,11 @@ def _override_value(raw: str) -> Any:
     except (tomli.TOMLDecodeError, RecursionError):
         return raw
     return parsed["value"] if len(parsed) == 1 else raw
+
+
+def _inside(name: str) -> str:
+    """A file as a lock names it: by no path of this machine."""
+    return Path(name).name if Path(name).expanduser().is_absolute() else name
 
 
 def _is_name(name: object) -> bool:

@@ -5,9 +5,10 @@ The checks, the reference page (recipes/README.md) and ``pllm init`` are made fr
 
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field
+from pathlib import Path
 from typing import Any
 
-from pllm.build.recipe_values import Choice, Memory, Number, OneOrList, Table, Text, Value, Whole
+from pllm.build.recipe_values import Choice, Memory, Number, OneOrList, Table, Text, Texts, Value, Whole
 
 __all__ = [
     "SECTIONS",
@@ -16,6 +17,7 @@ __all__ = [
     "Key",
     "ModelSection",
     "QuantizationSection",
+    "StructuredOutputsSection",
     "VerifySection",
     "key_of",
 ]
@@ -114,7 +116,8 @@ class EngineSection:
     inter_token_target_ms: float | None = _key(
         Number(1, 60_000),
         "The longest pause between two tokens that a running sequence should see, in milliseconds: it bounds how much "
-        "of others' prompts one step may compute. Without it the step is bounded by max_num_batched_tokens only.",
+        "of others' prompts one step may compute. Without it a step is bounded by max_num_batched_tokens, and by half "
+        "a second.",
         None,
         example=100.0,
     )
@@ -171,11 +174,36 @@ class VerifySection:
     golden_tokens: int = _key(Whole(1, 256), "Tokens that each of them is continued by.", 16)
 
 
+@dataclass(frozen=True, kw_only=True)
+class StructuredOutputsSection:
+    """Forms of answers that come with the model, tried out by the build: a request names one instead of sending it."""
+
+    schemas: tuple[str, ...] = _key(
+        Texts(),
+        "JSON schemas: files (relative to the recipe) `NAME.json`. A request's `response_format` of type `json_schema` "
+        "that gives the name and no schema means the one of that name.",
+        (),
+    )
+    grammars: tuple[str, ...] = _key(
+        Texts(),
+        "Grammars in Lark, as llguidance reads it, or GBNF: files `NAME.lark`, `NAME.gbnf`. A request's "
+        "`structured_outputs.grammar` may be the name.",
+        (),
+    )
+
+    def files(self, folder: Path) -> list[tuple[str, Path]]:
+        """Each named file, and the key that names it. ``folder``: what a relative name is relative to."""
+        named = [("structured_outputs.schemas", name) for name in self.schemas]
+        named += [("structured_outputs.grammars", name) for name in self.grammars]
+        return [(key, folder / Path(name).expanduser()) for key, name in named]
+
+
 SECTIONS: Mapping[str, type[Any]] = {
     "model": ModelSection,
     "device": DeviceSection,
     "engine": EngineSection,
     "quantization": QuantizationSection,
+    "structured_outputs": StructuredOutputsSection,
     "verify": VerifySection,
 }
 """By their names in the file."""

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from pllm.runtime.memory import parse_memory
 
-__all__ = ["Choice", "Memory", "Number", "OneOrList", "Table", "Text", "Value", "Whole"]
+__all__ = ["Choice", "Memory", "Number", "OneOrList", "Table", "Text", "Texts", "Value", "Whole"]
 
 
 class Value(Protocol):
@@ -31,6 +31,19 @@ class Text:
 
     def describe(self) -> str:
         return "a string"
+
+
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """A list of strings, each as `Text` takes it."""
+
+    def check(self, value: object) -> tuple[str, ...]:
+        if not isinstance(value, Sequence) or isinstance(value, str):
+            raise ValueError(f"must be {self.describe()}, not {_shown(value)}")
+        return tuple(Text().check(item) for item in value)
+
+    def describe(self) -> str:
+        return "a list of strings"
 
 
 @dataclass(frozen=True, slots=True)

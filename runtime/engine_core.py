@@ -18,6 +18,7 @@ from pllm.runtime.model_runner import ModelRunner
 from pllm.runtime.program import Program, load_torch
 from pllm.runtime.scheduler import Scheduler
 from pllm.runtime.scheduler_config import SchedulerConfig
+from pllm.runtime.shipped_forms import shipped_forms
 
 __all__ = ["LOGIT_ROWS", "EngineCore"]
 
@@ -118,6 +119,9 @@ class EngineCore:
             told("hashes")
             grammars = GrammarStore(opened.path(manifest.tokenizer[0]), config.vocab_size)
             resources.callback(grammars.close)
+            if manifest.grammars is not None:
+                for form in shipped_forms(artifact, manifest.grammars.files).values():
+                    grammars.keep(form, manifest.grammars.eos_token_ids)
             engine = Engine(Scheduler(config), runner, grammars)
             return cls(manifest, plan, engine, model_runner=runner, pool=pool, resources=resources.pop_all())
         raise AssertionError("unreachable: nothing above swallows an error")

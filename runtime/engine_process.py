@@ -157,6 +157,7 @@ def describe(core: Core, open_seconds: float) -> EngineInfo:
         num_blocks=config.num_blocks,
         enable_prefix_caching=config.enable_prefix_caching,
         open_seconds=open_seconds,
+        grammars=() if core.manifest.grammars is None else core.manifest.grammars.files,
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from pllm.runtime.errors import ArtifactError, RequestError
 from pllm.runtime.sampling_params import SamplingParams
-from pllm.runtime.tokenizer import read_json
+from pllm.runtime.tokenizer import Tokenizer, read_json
 
 __all__ = ["GenerationConfig"]
 
@@ -45,6 +45,13 @@ class GenerationConfig:
         except (RequestError, TypeError) as error:
             raise ArtifactError(f"{source}: {error}") from None
         return cls(MappingProxyType(defaults), ids)
+
+    def end_tokens(self, tokenizer: Tokenizer) -> tuple[int, ...]:
+        """What ends an answer: the model's end tokens, and then the tokenizer's own."""
+        ends = dict.fromkeys(self.eos_token_ids)
+        if tokenizer.eos_token_id is not None:
+            ends.setdefault(tokenizer.eos_token_id)
+        return tuple(ends)
 
     def sampling_params(self, *, fill_context: bool = False, **given: Any) -> SamplingParams:
         """SamplingParams with ``given`` over the model's defaults; None in ``given`` means not given.

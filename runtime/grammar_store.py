@@ -30,14 +30,22 @@ class GrammarStore:
         self._vocab_size = vocab_size
         self._max_kept = kept
         self._kept: OrderedDict[tuple[StructuredOutputsParams, tuple[int, ...]], Future[Grammar]] = OrderedDict()
+        self._pinned: dict[tuple[StructuredOutputsParams, tuple[int, ...]], Future[Grammar]] = {}
         self._vocabularies: dict[tuple[int, ...], Vocabulary] = {}  # the thread's own
         self._lock = Lock()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="pllm-grammar")
+
+    def keep(self, params: StructuredOutputsParams, eos_token_ids: tuple[int, ...]) -> None:
+        """Compile a grammar ahead of the first request for it, and never drop it."""
+        with self._lock:
+            self._pinned[params, eos_token_ids] = self._thread.submit(self._compile, params, eos_token_ids)
 
     def prepare(self, params: StructuredOutputsParams, eos_token_ids: tuple[int, ...]) -> Future[Grammar]:
         """The grammar, as soon as it is compiled; or the RequestError that says why it cannot be."""
         key = (params, eos_token_ids)
         with self._lock:
+            if key in self._pinned:
+                return self._pinned[key]
             future = self._kept.get(key)
             if future is None:
                 future = self._kept[key] = self._thread.submit(self._compile, params, eos_token_ids)

@@ -57,13 +57,14 @@ def _identity(manifest: Manifest) -> dict[str, str]:
 
 
 def _model(manifest: Manifest) -> dict[str, str]:
-    model, kv, weights = manifest.model, manifest.kv, manifest.weights
+    model, kv, weights, grammars = manifest.model, manifest.kv, manifest.weights, manifest.grammars
     return {
         "architecture": f"{model.architecture}, {model.num_layers} layers",
         "parameters": f"{model.num_parameters:,} in {model.dtype}",
         "vocabulary": f"{model.vocab_size:,}, ends with {', '.join(map(str, model.eos_token_ids)) or 'nothing'}",
         "context": f"{model.context:,} tokens",
         "weights": f"{weights.num_tensors} tensors, {format_bytes(weights.num_bytes)} in {len(weights.files)} files",
+        "structured outputs": ", ".join(grammars.files) if grammars is not None else "any that a request gives",
         "KV cache": f"{kv.dtype}, {kv.num_kv_heads} heads of {kv.head_dim}, blocks of {kv.block_size} tokens",
     }
 

@@ -51,10 +51,7 @@ class Intake:
         self.generation = generation
         self.vocab_size, self.max_model_len = vocab_size, max_model_len
         self._chat_template = chat_template
-        ends = dict.fromkeys(generation.eos_token_ids)
-        if tokenizer.eos_token_id is not None:
-            ends.setdefault(tokenizer.eos_token_id)
-        self.eos_token_ids = tuple(ends)
+        self.eos_token_ids = generation.end_tokens(tokenizer)
 
     def prompt(self, prompt: str | Sequence[int] | Mapping[str, Any]) -> Prompt:
         """A prompt as vLLM's users write it: text, token ids, ``{"prompt": text}`` or ``{"prompt_token_ids": ids}``.

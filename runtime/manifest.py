@@ -217,12 +217,20 @@ class CertificateSummary(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     skipped_share: float
 
 
+class GrammarsInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Schemas (``NAME.json``) and grammars that come with the model. Each was compiled by the build, for answers that
+    end with ``eos_token_ids``."""
+
+    files: tuple[str, ...]
+    eos_token_ids: tuple[int, ...]
+
+
 class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     size: Count
     sha256: Sha256
 
 
-class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
     """The whole document."""
 
     format_version: int
@@ -243,6 +251,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     golden: str
     latency: str
     certificate: CertificateSummary
+    grammars: GrammarsInfo | None = None
     files: dict[str, FileEntry]
     """Every file of the artifact by its path, but for the manifest and its seal."""
 
@@ -252,6 +261,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
                 raise ValueError(f"files: {path!r} is not a plain relative path")
         used = [*self.operators, *self.weights.files, *self.tokenizer, self.generation, self.golden, self.latency]
         used += [program.file for program in self.programs]
+        used += () if self.grammars is None else self.grammars.files
         for path in used:
             if path not in self.files:
                 raise ValueError(f"{path!r} is used, and not among files")

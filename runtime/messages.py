@@ -69,6 +69,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     num_blocks: int
     enable_prefix_caching: bool
     open_seconds: float
+    grammars: tuple[str, ...] = ()  # files of the artifact, as its manifest lists them
 
 
 class Submit(msgspec.Struct, frozen=True, tag=True):

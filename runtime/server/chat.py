@@ -92,7 +92,7 @@ class ChatAnswer:
     def _keep_form(self, request: ChatCompletionRequest, prompt: str) -> None:
         """See to it that calls are made where they are demanded, that they are right where they are strict, and that
         the answer has the form that the request asks for."""
-        form, tools = requested_form(request), self._tools
+        form, tools = requested_form(request, self._model.forms), self._tools
         grammar = self._model.answer_grammar
         wanted: StructuredOutputsParams | None = None
         if tools.demanded and form is not None:

@@ -61,7 +61,7 @@ class CompletionAnswer:
     def prepare(self, parsed: Parsed[CompletionRequest]) -> list[RequestText]:
         """Each prompt as token ids; with ``echo`` the engine is asked for the prompt's log-probabilities too."""
         intake, request = self._model.intake, parsed.request
-        self._form = requested_form(request)
+        self._form = requested_form(request, self._model.forms)
         if self._form is not None:
             self._params = msgspec.structs.replace(self._params, structured_outputs=self._form.params)
         return [

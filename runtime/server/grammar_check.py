@@ -5,6 +5,7 @@ import json
 import os
 import sys
 from collections import OrderedDict
+from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
@@ -27,6 +28,7 @@ class GrammarCheck:
     def __init__(self, tokenizer: Path) -> None:
         self._tokenizer = tokenizer
         self._verdicts: OrderedDict[StructuredOutputsParams, asyncio.Future[str | None]] = OrderedDict()
+        self._trusted: frozenset[StructuredOutputsParams] = frozenset()
         self._asked: dict[int, asyncio.Future[str | None]] = {}
         self._num_asked = 0
         self._process: asyncio.subprocess.Process | None = None
@@ -34,11 +36,17 @@ class GrammarCheck:
         self._starting = asyncio.Lock()
         self._asking: set[asyncio.Task[None]] = set()
 
+    def trust(self, forms: Iterable[StructuredOutputsParams]) -> None:
+        """Forms that need no trial: the build has compiled them."""
+        self._trusted = frozenset(forms)
+
     async def check(
         self, form: StructuredOutputsParams, *, vocab_size: int, eos_token_ids: tuple[int, ...], param: str
     ) -> None:
         """Returns if the form can be kept to. Raises RequestError, naming ``param``, if it cannot; QueueFullError where
         too many wait for their verdicts."""
+        if form in self._trusted:
+            return
         verdict = self._verdicts.get(form)
         if verdict is None:
             if len(self._asked) >= _MAX_WAITING:

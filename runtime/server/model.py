@@ -1,5 +1,6 @@
 """The model as clients see it: its names, and its side of text."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +14,7 @@ from pllm.runtime.messages import EngineInfo
 from pllm.runtime.server.protocol.answers import ModelCard, ModelList
 from pllm.runtime.server.protocol.errors import HttpError
 from pllm.runtime.server.settings import ServerSettings
+from pllm.runtime.structured_outputs import StructuredOutputsParams
 from pllm.runtime.tokenizer import Tokenizer
 
 __all__ = ["ServedModel", "TextSide"]
@@ -52,12 +54,23 @@ class TextSide:
 
 
 class ServedModel:
-    """One model under all its names: the operator's first, then the artifact's own and that of its source."""
+    """One model under all its names: the operator's first, then the artifact's own and that of its source.
+
+    ``forms``: what requests may name, of schemas and grammars that the artifact brings along.
+    """
 
     def __init__(
-        self, intake: Intake, info: EngineInfo, style: MessageStyle, served_names: tuple[str, ...], created: int
+        self,
+        intake: Intake,
+        info: EngineInfo,
+        style: MessageStyle,
+        *,
+        served_names: tuple[str, ...],
+        created: int,
+        forms: Mapping[str, StructuredOutputsParams],
     ) -> None:
         self.style = style
+        self.forms = forms
         self.intake = intake
         self.info = info
         self.names = tuple(dict.fromkeys((*served_names, info.model_name, info.model_source)))

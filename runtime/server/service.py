@@ -18,6 +18,7 @@ from pllm.runtime.server.body import BodyReader
 from pllm.runtime.server.grammar_check import GrammarCheck
 from pllm.runtime.server.model import ServedModel, TextSide
 from pllm.runtime.server.settings import ServerSettings
+from pllm.runtime.shipped_forms import shipped_forms
 
 __all__ = ["ReadyService", "Service"]
 
@@ -117,7 +118,16 @@ class Service:
     def _engine_ready(self, info: EngineInfo) -> None:
         if self._text is None:
             return  # open_text goes on from here
-        model = ServedModel(self._text.intake(info), info, self._text.style, self.settings.served_names, self._created)
+        forms = shipped_forms(self._artifact, info.grammars)
+        self._grammars.trust(forms.values())
+        model = ServedModel(
+            self._text.intake(info),
+            info,
+            self._text.style,
+            served_names=self.settings.served_names,
+            created=self._created,
+            forms=forms,
+        )
         if self._ready is None:
             metrics = ServerMetrics(self.engine, prefix=self.settings.metrics_prefix, model_name=model.name)
             admission = Admission(capacity=info.max_num_seqs, max_queue=self.settings.max_queue)

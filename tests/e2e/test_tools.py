@@ -90,6 +90,9 @@ def test_an_answer_of_a_schema(api: openai.OpenAI, llm: LLM) -> None:
     form = {"type": "json_schema", "json_schema": {"name": "person", "strict": True, "schema": PERSON}}
     answer = api.chat.completions.create(model="quickstart", temperature=0, messages=ANN, response_format=form)
     assert answer.choices[0].message.content == '{"name": "Ann", "age": 31}'
+    shipped = {"type": "json_schema", "json_schema": {"name": "person"}}  # as recipes/quickstart.toml names it
+    answer = api.chat.completions.create(model="quickstart", temperature=0, messages=ANN, response_format=shipped)
+    assert answer.choices[0].message.content == '{"name": "Ann", "age": 31}'
     params = SamplingParams(temperature=0, max_tokens=64, structured_outputs=StructuredOutputsParams(json=PERSON))
     (output,) = llm.chat(ANN, params, use_tqdm=False)
     assert output.outputs[0].text == '{"name": "Ann", "age": 31}'

@@ -103,6 +103,20 @@ def test_the_form_is_kept_and_the_end_token_ends_it(store: GrammarStore, form: d
         assert run.tokens(f"r{seed}")[-1] == EOS
 
 
+def test_a_grammar_that_is_kept_is_compiled_ahead_and_never_dropped(tokenizer: Path) -> None:
+    store = GrammarStore(tokenizer, VOCAB, kept=1)
+    try:
+        form, ends = StructuredOutputsParams(regex="a+"), (EOS,)
+        store.keep(form, ends)
+        kept = store.prepare(form, ends)
+        for i in range(4):
+            store.prepare(StructuredOutputsParams(regex=f"b{{{i + 1}}}"), ends).result(60)
+        assert kept.done()
+        assert store.prepare(StructuredOutputsParams(regex="a+"), ends) is kept
+    finally:
+        store.close()
+
+
 def test_any_json_object(store: GrammarStore) -> None:
     run = GrammarRun(store)
     bias = {LETTERS.index("}"): 3.0}

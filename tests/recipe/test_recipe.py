@@ -105,6 +105,37 @@ def test_other_mistakes(tmp_path: Path, text: str, said: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('schemas = ["none.json"]', "structured_outputs.schemas: there is no file"),
+        ('schemas = ["."]', "structured_outputs.schemas: there is no file"),
+        ('schemas = ["a.json", "deep/a.json"]', "a.json and a.json have the same name"),
+        ('schemas = ["a.json"]\ngrammars = ["a.lark"]', "a.lark and a.json have the same name"),
+        ('grammars = ["a.json"]', "schemas are .json files, grammars are not"),
+        ('schemas = ["large.json"]', "large.json has 300000 bytes; at most"),
+        ('schemas = ["an odd name.json"]', "a file's name is letters"),
+        ('schemas = "a.json"', "structured_outputs.schemas must be a list of strings"),
+        ("schemas = [3]", "structured_outputs.schemas must be a string"),
+    ],
+)
+def test_forms_that_cannot_be_read(tmp_path: Path, line: str, said: str) -> None:
+    (tmp_path / "deep").mkdir()
+    for name in ("a.json", "deep/a.json", "a.lark", "an odd name.json"):
+        (tmp_path / name).write_text("{}")
+    (tmp_path / "large.json").write_text(" " * 300_000)
+    assert said in refused(tmp_path, f"{MINIMAL}[structured_outputs]\n{line}\n")
+
+
+def test_a_form_s_content_is_part_of_the_fingerprint(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text("{}")
+    recipe = load(tmp_path, f'{MINIMAL}[structured_outputs]\nschemas = ["{tmp_path}/a.json"]\n')
+    before = recipe.fingerprint
+    assert str(tmp_path) not in recipe.lock_text()
+    (tmp_path / "a.json").write_text('{"type": "object"}')
+    assert recipe.fingerprint != before
+
+
+@pytest.mark.parametrize(
     ("content", "said"),
     [
         (b'name = "caf\xe9"', "byte 11 is not UTF-8"),

@@ -21,6 +21,9 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "tokenizer" / "tokenizer_config.json").write_text(json.dumps(config))
     (folder / "generation.json").write_text(json.dumps({"eos_token_id": [258]}))
     (folder / "manifest.json").write_text("{}")
+    (folder / "grammars").mkdir()
+    (folder / "grammars" / "answer.json").write_text('{"enum": [12, 13]}')
+    (folder / "grammars" / "pin.gbnf").write_text('root ::= "#" [0-9]{3}')
     return folder
 
 

@@ -78,9 +78,13 @@ def logprobs_of(token: int) -> TokenLogprobs:
 
 
 class FakeCore:
-    manifest = SimpleNamespace(name="parrot", provenance=SimpleNamespace(checkpoint="tests/parrot"))
-
     def __init__(self, artifact: Path, config: SchedulerConfig) -> None:
+        forms = tuple(f"grammars/{path.name}" for path in artifact.glob("grammars/*"))
+        self.manifest = SimpleNamespace(
+            name="parrot",
+            provenance=SimpleNamespace(checkpoint="tests/parrot"),
+            grammars=SimpleNamespace(files=forms) if forms else None,
+        )
         self._grammars = GrammarStore(artifact / "tokenizer" / "tokenizer.json", VOCAB)
         parrot = Parrot(float(os.environ.get("PLLM_FAKE_STEP", "0")))
         self.engine = Engine(Scheduler(config), parrot, self._grammars)

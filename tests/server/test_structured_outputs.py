@@ -68,6 +68,39 @@ def test_any_json_object(client: httpx.Client) -> None:
     assert said(client, '{"a": [1, {"b": null}]}', response_format={"type": "json_object"}) == '{"a": [1, {"b": null}]}'
 
 
+@pytest.mark.parametrize(
+    ("fields", "pattern"),
+    [
+        ({"response_format": {"type": "json_schema", "json_schema": {"name": "answer"}}}, "12|13"),
+        ({"guided_json": "answer"}, "12|13"),
+        ({"structured_outputs": {"grammar": "pin"}}, "#[0-9]{3}"),
+        ({"guided_grammar": "pin"}, "#[0-9]{3}"),
+    ],
+)
+def test_forms_that_the_artifact_brings_along_have_names(client: httpx.Client, fields: dict, pattern: str) -> None:
+    assert re.fullmatch(pattern, said(client, "hello", **fields))
+    reply = client.post("/v1/completions", json={"prompt": "hello", "max_tokens": 50, **fields})
+    assert re.fullmatch(pattern, reply.json()["choices"][0]["text"])
+
+
+def test_a_name_is_no_form_beside_another_and_no_schema_that_is_given(client: httpx.Client) -> None:
+    both = ask(client, "x", structured_outputs={"grammar": "pin", "regex": "a"})
+    assert (both.status_code, both.json()["error"]["param"]) == (400, "structured_outputs")
+    own = {"type": "json_schema", "json_schema": {"name": "answer", "schema": {"enum": [7]}}}
+    assert said(client, "x", response_format=own) == "7"
+    unknown = {"type": "json_schema", "json_schema": {"name": "nobody"}}
+    assert json.loads(said(client, "[1]", response_format=unknown)) == [1]  # any JSON, as OpenAI reads it
+
+
+def test_what_the_build_has_compiled_is_not_tried_again(start: StartServer) -> None:
+    server = start().wait_ready()
+    with server.client() as client:
+        assert said(client, "x", guided_json="answer") in ("12", "13")
+        assert said(client, "x", guided_json={"enum": [12, 13]}) in ("12", "13")
+        children = psutil.Process(server.process.pid).children()
+        assert not any("pllm.runtime.grammar_process" in child.cmdline() for child in children)
+
+
 def test_text_is_no_form(client: httpx.Client) -> None:
     assert said(client, "anything", response_format={"type": "text"}, structured_outputs={}) == "anything"
 

@@ -27,11 +27,14 @@ class RequestedForm(msgspec.Struct, frozen=True):
     field: str
 
 
-def requested_form(request: GenerationRequest) -> RequestedForm | None:
-    """The request's one form; None where any text will do. Raises RequestError naming the field."""
+def requested_form(request: GenerationRequest, shipped: Mapping[str, StructuredOutputsParams]) -> RequestedForm | None:
+    """The request's one form; None where any text will do. Raises RequestError naming the field.
+
+    ``shipped``: forms that a request may name instead of giving them.
+    """
     found: list[tuple[str, Mapping[str, Any]]] = []
     if request.response_format is not None and request.response_format.type != "text":
-        found.append(("response_format", _of_format(request.response_format)))
+        found.append(("response_format", _of_format(request.response_format, shipped)))
     if request.structured_outputs is not None:
         given = msgspec.structs.asdict(request.structured_outputs)
         if chosen := {name: value for name, value in given.items() if value not in (None, False)}:
@@ -49,6 +52,10 @@ def requested_form(request: GenerationRequest) -> RequestedForm | None:
     if not found:
         return None
     field, fields = found[0]
+    if len(fields) == 1 and not fields.keys().isdisjoint(("json", "grammar")):
+        (value,) = fields.values()
+        if isinstance(value, str) and value in shipped:
+            return RequestedForm(shipped[value], field)
     try:
         return RequestedForm(StructuredOutputsParams(**fields), field)
     except RequestError as error:
@@ -56,7 +63,7 @@ def requested_form(request: GenerationRequest) -> RequestedForm | None:
         raise RequestError(message, param=field, code=error.code) from None
 
 
-def _of_format(given: ResponseFormat) -> Mapping[str, Any]:
+def _of_format(given: ResponseFormat, shipped: Mapping[str, StructuredOutputsParams]) -> Mapping[str, Any]:
     if given.type == "json_object":
         return {"json_object": True}
     if given.json_schema is None:
@@ -65,5 +72,8 @@ def _of_format(given: ResponseFormat) -> Mapping[str, Any]:
             param="response_format.json_schema",
             code="missing_required_parameter",
         )
+    schema, name = given.json_schema.schema, given.json_schema.name
+    if schema is None and name in shipped:
+        return {"json": name}
     # A schema that is left out allows whatever JSON there is: OpenAI's own reading.
-    return {"json": {} if given.json_schema.schema is None else given.json_schema.schema}
+    return {"json": {} if schema is None else schema}

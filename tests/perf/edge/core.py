@@ -32,7 +32,7 @@ class _AtOnce:
 class _Core:
     """What an engine process opens."""
 
-    manifest = SimpleNamespace(name="at-once", provenance=SimpleNamespace(checkpoint="tests/at-once"))
+    manifest = SimpleNamespace(name="at-once", provenance=SimpleNamespace(checkpoint="tests/at-once"), grammars=None)
 
     def __init__(self, config: SchedulerConfig) -> None:
         self.engine = Engine(Scheduler(config), _AtOnce(float(os.environ.get("PLLM_EDGE_STEP", "0"))))
