@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pllm.kernels.cpu.library import load_library
 from pllm.runtime.artifact import Weight
 from pllm.runtime.errors import ArtifactDamagedError, ArtifactMismatchError, PllmError
+from pllm.runtime.loaded_operators import refuse_other_operators
 from pllm.runtime.manifest import ProgramInfo, TensorInfo
 
 __all__ = ["Program", "load_torch"]
@@ -201,6 +202,7 @@ class Program:
         program and the weights do not agree.
         """
         torch = _Torch()
+        refuse_other_operators(operators)
         try:
             loaded = [load_library(path, ctypes.RTLD_GLOBAL) for path in operators]
             for handle in loaded:
