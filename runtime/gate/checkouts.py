@@ -1,14 +1,13 @@
-"""Two checkouts of this repository, each built by its own code: what ``pllm gate --base-ref`` compares.
+"""Two checkouts of a repository, a recipe of theirs built in each: what ``pllm gate --base-ref`` compares.
 
 Git keeps a worktree for each in a folder; the base is a commit, the new one is this tree as it stands, uncommitted
-changes of tracked files included. Each builds its artifact with its own ``pllm build``, and is handed to the gate as a
-folder with a link to its own ``pllm``: from a checkout's root itself, ``build/`` and ``kernels/`` would shadow packages
-of the same names. A build that is fresh is not built again, so a folder that is kept makes the next gate quicker.
+changes of tracked files included. Checkouts of pllm itself build and run with their own code, handed to the gate as a
+folder with a link to their ``pllm``: from a checkout's root itself, ``build/`` and ``kernels/`` would shadow packages
+of the same names. Other repositories, of people who keep their recipes there, build with the pllm that is installed.
+A build that is fresh is not built again, so a folder that is kept makes the next gate quicker.
 """
 
-import os
 import subprocess
-import sys
 import tempfile
 import tomllib
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from pllm.runtime.gate.side import Side
 __all__ = ["Pin", "built_checkouts"]
 
 _RECIPE = "recipes/quickstart.toml"
+_FACE = Path("pllm", "__init__.py")
 _WORKER = Path("runtime", "gate", "worker.py")
 
 
@@ -83,19 +83,27 @@ def _side(root: Path, folder: Path, commit: str, recipe: str, label: str) -> Sid
         _git(tree, "checkout", "--quiet", "--force", "--detach", commit)
     else:
         _git(root, "worktree", "add", "--quiet", "--force", "--detach", str(tree), commit)
+    if not (tree / recipe).is_file():
+        raise UserInputError(f"{label} has no {recipe}: name a recipe that both checkouts have, with --recipe")
+    side = Side(label, artifact, _path_to_own_code(tree, path, label))
+    command = side.command("pllm", "build", recipe, "--output", str(artifact))
+    done = subprocess.run(command, cwd=tree, env=side.environment(), stdout=subprocess.DEVNULL, check=False)
+    if done.returncode:
+        raise BuildError(f"{label}: pllm build {recipe} ended with exit code {done.returncode}; what it said is above")
+    return side
+
+
+def _path_to_own_code(tree: Path, path: Path, label: str) -> Path | None:
+    """A folder with a link to the tree's own pllm; None where the tree is no checkout of pllm."""
+    if not (tree / _FACE).is_file():
+        return None
     if not (tree / _WORKER).is_file():
         raise UserInputError(f"{label} has no {_WORKER.as_posix()}: it is older than the gate; choose a later base")
     path.mkdir(exist_ok=True)
     link = path / "pllm"
     link.unlink(missing_ok=True)
     link.symlink_to(tree / "pllm")
-    command = [sys.executable, "-P", "-m", "pllm", "build", recipe, "--output", str(artifact)]
-    done = subprocess.run(
-        command, cwd=tree, env={**os.environ, "PYTHONPATH": str(path)}, stdout=subprocess.DEVNULL, check=False
-    )
-    if done.returncode:
-        raise BuildError(f"{label}: pllm build {recipe} ended with exit code {done.returncode}; what it said is above")
-    return Side(label, artifact, path)
+    return path
 
 
 def _commit(root: Path, ref: str) -> str:

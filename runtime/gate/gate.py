@@ -3,13 +3,17 @@
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatch
+from pathlib import Path
 from typing import Literal
+
+import msgspec
 
 from pllm.runtime.bench.facts import MachineFacts, now
 from pllm.runtime.errors import UserInputError
 from pllm.runtime.gate.calibration import Calibration
 from pllm.runtime.gate.check import Check, Verdict
 from pllm.runtime.gate.comparison import LEAST_THRESHOLD
+from pllm.runtime.gate.counts import Counts, check_counts
 from pllm.runtime.gate.facts import Facts, common_rows, facts_of, num_blocks
 from pllm.runtime.gate.quantity import FIRST_TOKEN, PEAK_MEMORY, READY, Task, tasks_for
 from pllm.runtime.gate.report import GateReport
@@ -19,6 +23,7 @@ from pllm.runtime.gate.trio import Trio, TrioSpec, measure_trio
 
 __all__ = ["GateOptions", "gate"]
 
+_COUNTS = Path("pllm", "runtime", "gate", "counts.py")
 _OF_PROCESSES = (READY, FIRST_TOKEN, PEAK_MEMORY)
 
 
@@ -55,12 +60,20 @@ def gate(base: Side, new: Side, options: GateOptions, said: Callable[[str], None
     checks: list[Check] = []
     run = None
     if options.only != "timings":
-        checks.append(_size(*facts))
+        said("what has no noise: counts and sizes")
+        checks += [_size(*facts), *check_counts(_counts(base), _counts(new))]
     if options.only != "counts":
         run = _timed(base, new, facts, options, said)
         checks += run.checks()
-    told = {**asdict(options), "settings": asdict(options.settings)}
-    return GateReport({base.label: facts[0], new.label: facts[1]}, tuple(checks), run, told, machine, now())
+    sides = {base.label: facts[0], new.label: facts[1]}
+    return GateReport(sides, tuple(checks), run, asdict(options), machine, now())
+
+
+def _counts(side: Side) -> Counts:
+    """What the side's own code counts; nothing where that is older than the counts."""
+    if side.path is not None and not (side.path / _COUNTS).is_file():
+        return {}
+    return msgspec.json.decode(side.told("pllm.runtime.gate.counts", str(side.artifact)), type=Counts)
 
 
 def _timed(

@@ -41,7 +41,7 @@ class FakeMachine:
         costs = {}
         for name in names:
             noise = self.noises.get(name, self.noise) * self._rng.standard_t(3, 3)
-            base, double, new = (1.0 if name == "decode" else 0.01) * np.exp(self._drift + noise)
+            base, double, new = ((1.0 if name == "decode" else 0.01) * np.exp(self._drift + noise)).tolist()
             costs[name] = (base, double, new * self.factors.get(name, 1.0))
         speed = self.speeds[number % len(self.speeds)]
         return Trio(costs, (0.001 * speed, 0.0012 * speed), self.waits, self.seconds_a_trio)

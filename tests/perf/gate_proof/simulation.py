@@ -1,0 +1,72 @@
+"""The gate's decisions over recorded trios: whose costs are real, and which of the three was which is drawn anew.
+
+All three processes of a recorded trio ran the same program, so base, double and new are names; drawing them at random
+for each trio gives as many runs of a thing against itself as one likes, each with the real noise, in its real order,
+from a random place of the recording on. A slowdown is a factor on the new side's costs.
+"""
+
+import random
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from pllm.runtime.gate.check import Verdict, verdict_of
+from pllm.runtime.gate.quantity import FIRST_TOKEN, PEAK_MEMORY, READY, Quantity
+from pllm.runtime.gate.run import GateRun, GateSettings
+from pllm.runtime.gate.trio import Trio
+
+__all__ = ["Outcome", "quantities_of", "simulate"]
+
+_OF_PROCESSES = {quantity.name: quantity for quantity in (READY, FIRST_TOKEN, PEAK_MEMORY)}
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Of one simulated run: its verdict, what it blamed, and what it could not say; ``seconds`` as if it were real."""
+
+    verdict: Verdict
+    blamed: tuple[str, ...]
+    void: tuple[str, ...]
+    seconds: float
+    num_trios: int
+
+
+def quantities_of(trios: Sequence[Trio]) -> list[Quantity]:
+    """Those that the recording has, with the precision that the gate asks of each."""
+    return [_OF_PROCESSES.get(name, Quantity(name, "", 1.0)) for name in trios[0].costs]
+
+
+def simulate(
+    trios: Sequence[Trio],
+    quantities: Sequence[Quantity],
+    settings: GateSettings,
+    *,
+    factors: Mapping[str, float],
+    seed: int,
+) -> Outcome:
+    """One run. Each trio is taken to last as long as it did, though a real one leaves out what is settled."""
+    rng = random.Random(seed)
+    place = rng.randrange(len(trios))
+    now = 0.0
+
+    def measure(_: int, names: Collection[str]) -> Trio:
+        nonlocal place, now
+        trio = trios[place % len(trios)]
+        place += 1
+        now += trio.seconds
+        roles = rng.sample(range(3), 3)
+        costs = {}
+        for name in names:
+            base, double, new = (trio.costs[name][role] for role in roles)
+            costs[name] = (base, double, new * factors.get(name, 1.0))
+        waits = trio.waits[roles[0]], trio.waits[roles[1]], trio.waits[roles[2]]
+        return Trio(costs, trio.calibrations, waits, trio.seconds)
+
+    run = GateRun.of(measure, quantities, settings, clock=lambda: now)
+    checks = run.checks()
+    return Outcome(
+        verdict_of(checks),
+        tuple(check.name for check in checks if check.verdict is Verdict.REGRESSION),
+        tuple(check.name for check in checks if check.verdict is Verdict.VOID),
+        now,
+        len(run.trios),
+    )
