@@ -8,6 +8,10 @@ which one instruction multiplies and adds up. 128 is added, since that instructi
 int4: a scale for each output and group of inputs, in bfloat16, symmetric: q in [-8, 7]. Of a few scales that clip more
 or less, each group takes the one with the least squared error. Packed, 8 is added, and a byte holds the weights of two
 consecutive fours of inputs: the first in its low half.
+
+A KV cache in int8 has a scale for each key and value of a head, float32: `round_rows`. In the pool the keys of a block
+and head, [block_size, D] bytes, are followed by their scales, and so are the values. So a block holds all that belongs
+to it, and where block_size is 16 a head's scales are one line of the processor's cache.
 """
 
 import torch
@@ -16,6 +20,8 @@ from pllm.kernels.packing import PANEL
 
 __all__ = [
     "QUAD",
+    "SCALE_BYTES",
+    "cache_parts",
     "dequantize",
     "dequantize_int4",
     "int4_shape",
@@ -25,11 +31,14 @@ __all__ = [
     "quantize_int4",
     "quantize_int8",
     "quantized_shape",
+    "round_rows",
     "unpack_int4",
     "unpack_quantized",
 ]
 
 QUAD = 4
+SCALE_BYTES = 4
+"""Of a key or value in an int8 cache: its scale, a float32."""
 _BIAS = 128
 _INT4_BIAS = 8
 _LARGEST = (7.0, 7.5, 8.0, 8.6, 9.3)
@@ -42,6 +51,26 @@ def quantize_int8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     largest = wide.abs().amax(dim=1)
     scale = torch.where(largest > 0, largest / 127, torch.ones_like(largest))
     return (wide / scale[:, None]).round().clamp(-127, 127).to(torch.int8), scale
+
+
+def round_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Round rows of float32 [..., K] to int8 [..., K], to nearest even, and scales, float32 [...].
+
+    A scale is the row's largest element's size / 127. A row that holds NaN or infinity has one that is neither finite,
+    and one so small that 127 / its largest is infinite becomes zeros.
+    """
+    largest = x.abs().amax(dim=-1)
+    steps = torch.full_like(largest, 127) / largest  # 127 / largest would be 127 times the reciprocal, rounded twice
+    steps = steps.where(steps.isfinite(), torch.zeros_like(largest))
+    rounded = (x * steps[..., None]).round().nan_to_num(0, 0, 0).to(torch.int8)
+    return rounded, largest / torch.full_like(largest, 127)
+
+
+def cache_parts(kv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of an int8 pool [..., block_size, D + 4]: views of its values [..., block_size, D] and its scales."""
+    block_size, width = kv.shape[-2:]
+    planes, values = kv.flatten(-2), block_size * (width - SCALE_BYTES)
+    return planes[..., :values].unflatten(-1, (block_size, -1)), planes[..., values:].view(torch.float32)
 
 
 def dequantize(rounded: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,14 @@ Sizes: T packed tokens of the step, B sequences, H query heads, Hkv key heads, D
 import torch
 
 from pllm.kernels.packing import unpack_linear
-from pllm.kernels.quantization import dequantize, dequantize_int4, unpack_int4, unpack_quantized
+from pllm.kernels.quantization import (
+    cache_parts,
+    dequantize,
+    dequantize_int4,
+    round_rows,
+    unpack_int4,
+    unpack_quantized,
+)
 
 __all__ = [
     "add_rms_norm",
@@ -107,7 +114,8 @@ def paged_attention(
     q: float32 [T, H, D]; k, v: float32 [T, Hkv, D]; strided over tokens and heads. H is a multiple of Hkv: query head h
         reads key head h // (H / Hkv).
     kv: the pool [num_blocks, num_layers, 2, Hkv, block_size, D], float32 or bfloat16 (rounded to nearest even when
-        written; what is attended to is what was written). Changed in place.
+        written; what is attended to is what was written), or int8 with D + 4 for D (`quantization.round_rows` and
+        `cache_parts`). Changed in place.
     block_table: int32 [B, W]: block_table[b, i] holds positions i*block_size.. of sequence b.
     query_start: int32 [B + 1]: sequence b's new tokens are rows query_start[b]..query_start[b + 1] of q, k and v.
     context_len: int32 [B]: tokens of b in the cache after this step; its new tokens are the last of them.
@@ -119,20 +127,26 @@ def paged_attention(
     block_size = kv.shape[4]
     heads, kv_heads = q.shape[1], k.shape[1]
     out = torch.empty(q.shape, dtype=torch.float32)
+    pool, scales = cache_parts(kv) if kv.dtype == torch.int8 else (kv, None)
     for b in range(context_len.numel()):
         begin, end = int(query_start[b]), int(query_start[b + 1])
         context = int(context_len[b])
         positions = torch.arange(context - (end - begin), context)
         seen_from = max(0, int(positions[0]) - sliding_window + 1) if sliding_window and end > begin else 0
         for row, position in zip(range(begin, end), positions.tolist(), strict=True):
-            block = int(block_table[b, position // block_size])
-            kv[block, layer, 0, :, position % block_size] = k[row].to(kv.dtype)
-            kv[block, layer, 1, :, position % block_size] = v[row].to(kv.dtype)
+            block, offset = int(block_table[b, position // block_size]), position % block_size
+            entries = torch.stack((k[row], v[row]))
+            if scales is None:
+                pool[block, layer, :, :, offset] = entries.to(kv.dtype)
+            else:
+                pool[block, layer, :, :, offset], scales[block, layer, :, :, offset] = round_rows(entries)
         if begin == end:
             continue
         keys_at = torch.arange(seen_from, context)
         blocks = block_table[b].long()[keys_at // block_size]
-        cached = kv[blocks, layer, :, :, keys_at % block_size].float()  # [keys, 2, Hkv, D]
+        cached = pool[blocks, layer, :, :, keys_at % block_size].float()  # [keys, 2, Hkv, D]
+        if scales is not None:
+            cached *= scales[blocks, layer, :, :, keys_at % block_size][..., None]
         keys, values = (cached[:, i].repeat_interleave(heads // kv_heads, dim=1) for i in (0, 1))
         logits = torch.einsum("thd,shd->hts", q[begin:end], keys) * scale
         if softcap > 0:

@@ -13,7 +13,8 @@ extern "C" {
 
 enum { PLLM_ABI_VERSION = 3 };
 enum { PLLM_OK = 0, PLLM_INVALID_ARGUMENT = 1, PLLM_OUT_OF_MEMORY = 2, PLLM_UNSUPPORTED_CPU = 3 };
-enum { PLLM_FLOAT32 = 0, PLLM_BFLOAT16 = 1 };
+enum { PLLM_FLOAT32 = 0, PLLM_BFLOAT16 = 1, PLLM_INT8 = 2 };  // int8: a cache only
+enum { PLLM_MAX_HEAD_DIM = 512 };
 enum { PLLM_ROW_OK = 0, PLLM_ROW_NOT_FINITE = 1 };  // a row's own status in argmax and sampling
 
 PLLM_EXPORT int pllm_abi_version(void);
@@ -49,7 +50,8 @@ typedef struct {
   const float* k;  // [tokens, kv_heads, head_dim]
   const float* v;  // [tokens, kv_heads, head_dim]
   int64_t q_strides[3], k_strides[3], v_strides[3];  // token, head, element; the last must be 1
-  void* kv;        // [num_blocks, num_layers, 2, kv_heads, block_size, head_dim], contiguous
+  void* kv;        // [num_blocks, num_layers, 2, kv_heads, block_size, head_dim], contiguous; int8: [.., block_size, head_dim + 4],
+                   // the last two dimensions being block_size rows of head_dim, then block_size floats, their scales
   const int32_t* block_table;  // [sequences, table_width], contiguous
   const int32_t* query_start;  // [sequences + 1]
   const int32_t* context_len;  // [sequences]: tokens in the cache after this step

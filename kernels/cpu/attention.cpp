@@ -6,9 +6,14 @@
 //   decode_span: few query rows. Keys are read where they lie; dot products over head_dim.
 //   tile_span:   many query rows. Keys are gathered and transposed, values gathered, 128 at a time, and two dense products
 //                around an online softmax (FlashAttention, Dao et al. 2022) share them.
+//
+// In an int8 pool the keys of a block and head are followed by their scales, a float each, and the values likewise. Keys and values
+// are widened on the way to the registers. In decode_span scales meet what is made of them, a score and a weight of the softmax,
+// not their elements; tile_span scales what it gathers.
 #include <string.h>
 
 #include "kernels.h"
+#include "rounding.h"
 #include "simd.h"
 
 namespace pllm {
@@ -51,6 +56,17 @@ PLLM_INLINE void narrow(const float* from, float* to, int64_t n) { memcpy(to, fr
 PLLM_INLINE void narrow(const float* from, uint16_t* to, int64_t n) {
   for (int64_t i = 0; i < n; i++) to[i] = to_bfloat16(from[i]);
 }
+template <class T>
+constexpr bool kScaled = false;  // whether the pool has a scale beside each key and value
+template <>
+constexpr bool kScaled<int8_t> = true;
+
+// Elements of one block's keys, or values, of one head.
+template <class T>
+int64_t plane_of(const PllmPagedAttention& a) {
+  return a.block_size * (a.head_dim + (kScaled<T> ? (int64_t)(sizeof(float) / sizeof(T)) : 0));
+}
+
 // Walks the cache of one sequence, kv head and kind (0 keys, 1 values), token by token.
 template <class T>
 struct Cursor {
@@ -62,7 +78,7 @@ struct Cursor {
     Cursor c;
     c.head_dim = a.head_dim;
     c.block_size = a.block_size;
-    const int64_t plane = a.block_size * a.head_dim;
+    const int64_t plane = plane_of<T>(a);
     c.block_stride = a.num_layers * 2 * a.kv_heads * plane;
     c.base = (const T*)a.kv + ((a.layer * 2 + kind) * a.kv_heads + head) * plane;
     c.blocks = a.block_table + sequence * a.table_width;
@@ -70,7 +86,9 @@ struct Cursor {
     c.offset = token % a.block_size;
     return c;
   }
-  const T* here() const { return base + blocks[index] * block_stride + offset * head_dim; }
+  const T* block() const { return base + blocks[index] * block_stride; }
+  const T* here() const { return block() + offset * head_dim; }
+  const float* scale() const { return (const float*)(block() + block_size * head_dim) + offset; }
   void next() {
     if (++offset == block_size) offset = 0, index++;
   }
@@ -87,7 +105,10 @@ void write_cache(const PllmPagedAttention& a, int64_t b, int64_t h) {
     from += a.query_start[b] * strides[0] + h * strides[1];
     Cursor<T> to = Cursor<T>::at(a, b, h, kind, start);
     for (int64_t t = 0; t < tokens; t++) {
-      narrow(from + t * strides[0], const_cast<T*>(to.here()), a.head_dim);
+      if constexpr (kScaled<T>)
+        round_row(from + t * strides[0], a.head_dim, const_cast<T*>(to.here()), const_cast<float*>(to.scale()));
+      else
+        narrow(from + t * strides[0], const_cast<T*>(to.here()), a.head_dim);
       if (t + 1 < tokens) to.next();  // the table may end here
     }
   }
@@ -178,14 +199,21 @@ void decode_span(const Call& c, const Item& item, int64_t row, float* work) {
 
   // Where each key lies; its value lies `to_value` further. Past the end: the last key again.
   const T* key[kSpan + kAheadKeys];
-  const int64_t to_value = a.kv_heads * a.block_size * D;
+  float key_scale[kScaled<T> ? kSpan : 1], value_scale[kScaled<T> ? kSpan : 1];
+  const int64_t to_value = a.kv_heads * plane_of<T>(a);
   Cursor<T> cursor = Cursor<T>::at(a, item.sequence, item.kv_head, 0, item.key0);
   for (int64_t i = 0; i < keys; i++) {
     key[i] = cursor.here();
+    if constexpr (kScaled<T>) {
+      key_scale[i] = *cursor.scale();
+      value_scale[i] = *(const float*)((const T*)cursor.scale() + to_value);
+    }
     if (i < kAheadKeys) prefetch(key[i], bytes);
     if (i + 1 < keys) cursor.next();
   }
   for (int64_t i = keys; i < padded_keys + kAheadKeys; i++) key[i] = key[keys - 1];
+  if constexpr (kScaled<T>)
+    for (int64_t i = keys; i < padded_keys; i++) key_scale[i] = key_scale[keys - 1], value_scale[i] = 0;
 
   constexpr int J = R <= 2 ? 4 : 2;  // keys at a time: R*J accumulators
   for (int64_t i = 0; i < padded_keys; i += kLanes) {
@@ -210,7 +238,11 @@ void decode_span(const Call& c, const Item& item, int64_t row, float* work) {
       }
       PLLM_UNROLL for (int r = 0; r < R; r++) PLLM_UNROLL for (int l = 0; l < J; l++) dot[r][j + l] = acc[r][l];
     }
-    PLLM_UNROLL for (int r = 0; r < R; r++) store(s + r * kSpan + i, sum_each(dot[r]));
+    PLLM_UNROLL for (int r = 0; r < R; r++) {
+      const vf sums = sum_each(dot[r]);
+      if constexpr (kScaled<T>) store(s + r * kSpan + i, mul(sums, load(key_scale + i)));
+      else store(s + r * kSpan + i, sums);
+    }
   }
 
   for (int64_t i = 0; i < least(keys, kAheadKeys); i++) prefetch(key[i] + to_value, bytes);
@@ -225,7 +257,8 @@ void decode_span(const Call& c, const Item& item, int64_t row, float* work) {
     vf total = zero();
     for (int64_t i = 0; i < padded_keys; i += kLanes) {
       const vf p = keep_first(exp(sub(load(row_s + i), m)), keys - i, zero());
-      store(row_s + i, p);
+      if constexpr (kScaled<T>) store(row_s + i, mul(p, load(value_scale + i)));
+      else store(row_s + i, p);
       total = add(total, p);
     }
     sum[r] = reduce_add(total);
@@ -357,11 +390,18 @@ void tile_rows_of(int64_t rows, const Call& c, const Item& item, const Tile& w, 
 }
 
 PLLM_INLINE vf load_some(const float* p, int64_t n) { return load_first(p, n); }
-PLLM_INLINE vf load_some(const uint16_t* p, int64_t n) {
+template <class T>
+PLLM_INLINE vf load_some(const T* p, int64_t n) {
   if (n >= kLanes) return load(p);
-  uint16_t row[kLanes] = {0};
+  T row[kLanes] = {0};
   for (int64_t i = 0; i < n; i++) row[i] = p[i];
   return load(row);
+}
+// Of a key or value: its elements from p on, as they count.
+template <class T>
+PLLM_INLINE vf load_scaled(const T* p, int64_t n, float scale) {
+  if constexpr (kScaled<T>) return mul(load_some(p, n), set1(scale));
+  else return load_some(p, n);
 }
 
 // Keys transposed to [d][key], values as they are; zeros beyond the last key, so that nothing unwritten is ever read.
@@ -372,13 +412,15 @@ void gather(const Call& c, const Item& item, int64_t key0, int64_t key1, const T
   Cursor<T> k = Cursor<T>::at(a, item.sequence, item.kv_head, 0, key0), v = Cursor<T>::at(a, item.sequence, item.kv_head, 1, key0);
   for (int64_t i = 0; i < columns; i += kLanes) {
     const T* key[kLanes];
+    float scale[kLanes];
     for (int j = 0; j < kLanes; j++) {
       key[j] = i + j < n ? k.here() : nullptr;
+      scale[j] = kScaled<T> && key[j] ? *k.scale() : 1.0f;
       if (i + j + 1 < n) k.next();
     }
     for (int64_t d = 0; d < D; d += kLanes) {
       vf block[kLanes];
-      PLLM_UNROLL for (int j = 0; j < kLanes; j++) block[j] = key[j] ? load_some(key[j] + d, D - d) : zero();
+      PLLM_UNROLL for (int j = 0; j < kLanes; j++) block[j] = key[j] ? load_scaled(key[j] + d, D - d, scale[j]) : zero();
       transpose(block);
       float* to = w.k + i / kPanel * kPanel * D + i % kPanel + d * kPanel;
       PLLM_UNROLL for (int j = 0; j < kLanes; j++)
@@ -387,9 +429,10 @@ void gather(const Call& c, const Item& item, int64_t key0, int64_t key1, const T
   }
   for (int64_t i = 0; i < columns; i++) {
     const T* value = i < n ? v.here() : nullptr;
+    const float scale = kScaled<T> && value ? *v.scale() : 1.0f;
     if (i + 1 < n) v.next();
     for (int64_t d = 0; d < c.padded; d += kLanes)
-      store(w.v + d / kPanel * kPanel * kKeys + i * kPanel + d % kPanel, value && d < D ? load_some(value + d, D - d) : zero());
+      store(w.v + d / kPanel * kPanel * kKeys + i * kPanel + d % kPanel, value && d < D ? load_scaled(value + d, D - d, scale) : zero());
   }
 }
 
@@ -551,7 +594,11 @@ int run(const PllmPagedAttention& a) {
 }  // namespace
 
 int paged_attention(const PllmPagedAttention& a) {
-  return a.kv_dtype == PLLM_FLOAT32 ? run<float>(a) : run<uint16_t>(a);
+  switch (a.kv_dtype) {
+    case PLLM_FLOAT32: return run<float>(a);
+    case PLLM_BFLOAT16: return run<uint16_t>(a);
+    default: return run<int8_t>(a);
+  }
 }
 
 }  // namespace PLLM_ISA

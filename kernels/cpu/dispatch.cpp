@@ -127,8 +127,8 @@ int check_rows(int64_t rows, int64_t vocab, int64_t stride) {
 
 // Everything that the kernels rely on, before anything is written.
 int check_attention(const PllmPagedAttention& a) {
-  if (a.kv_dtype != PLLM_FLOAT32 && a.kv_dtype != PLLM_BFLOAT16)
-    return fail(PLLM_INVALID_ARGUMENT, "cache dtype %d: 0 (float32) and 1 (bfloat16) exist", a.kv_dtype);
+  if (a.kv_dtype != PLLM_FLOAT32 && a.kv_dtype != PLLM_BFLOAT16 && a.kv_dtype != PLLM_INT8)
+    return fail(PLLM_INVALID_ARGUMENT, "cache dtype %d: 0 (float32), 1 (bfloat16) and 2 (int8) exist", a.kv_dtype);
   if (a.tokens < 0 || a.sequences < 0 || a.table_width < 0 || a.num_blocks < 0 || a.num_layers < 1 || a.block_size < 1)
     return fail(PLLM_INVALID_ARGUMENT, "a size of the batch or of the cache is negative or zero");
   if (a.head_dim < 8 || a.head_dim > 512 || a.head_dim % 8)

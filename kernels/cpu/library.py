@@ -15,6 +15,8 @@ __all__ = ["ABI_VERSION", "CpuLibrary", "OperatorError", "load_library"]
 ABI_VERSION = 3
 _PANEL = 32
 _DTYPES = {np.dtype(np.float32): 0, np.dtype(np.uint16): 1}
+_SCALE_BYTES = 4  # of a key or value in int8
+_CACHE_DTYPES = {**_DTYPES, np.dtype(np.int8): 2}
 
 _pointer = ctypes.c_void_p
 
@@ -213,15 +215,16 @@ class CpuLibrary:
         tokens, heads, head_dim = q.shape
         num_blocks, num_layers, two, kv_heads, block_size, kv_dim = kv.shape
         sequences, width = block_table.shape
-        if k.shape != (tokens, kv_heads, head_dim) or v.shape != k.shape or two != 2 or kv_dim != head_dim:
+        entry = head_dim + (_SCALE_BYTES if kv.dtype == np.int8 else 0)
+        if k.shape != (tokens, kv_heads, head_dim) or v.shape != k.shape or (two, kv_dim) != (2, entry):
             raise OperatorError(f"shapes differ: q {q.shape}, k {k.shape}, v {v.shape}, kv {kv.shape}")
         if query_start.shape != (sequences + 1,) or context_len.shape != (sequences,):
             raise OperatorError(f"shapes differ: {block_table.shape}, {query_start.shape}, {context_len.shape}")
         if sinks is not None and sinks.shape != (heads,):
             raise OperatorError(f"sinks of {sinks.shape} for {heads} heads")
         out = np.empty(q.shape, np.float32) if out is None else out
-        if not kv.flags.c_contiguous or kv.dtype not in _DTYPES or out.shape != q.shape:
-            raise OperatorError(f"kv must be contiguous float32 or uint16, not {kv.dtype}; out of {q.shape}")
+        if not kv.flags.c_contiguous or kv.dtype not in _CACHE_DTYPES or out.shape != q.shape:
+            raise OperatorError(f"kv must be contiguous float32, uint16 or int8, not {kv.dtype}; out of {q.shape}")
         arguments = _PagedAttention(
             q=_strided(q), k=_strided(k), v=_strided(v),
             q_strides=_elements(q), k_strides=_elements(k), v_strides=_elements(v),
@@ -229,7 +232,7 @@ class CpuLibrary:
             context_len=_data(context_len, np.int32), sinks=None if sinks is None else _data(sinks, np.float32),
             out=_data(out, np.float32), tokens=tokens, heads=heads, kv_heads=kv_heads, head_dim=head_dim,
             sequences=sequences, table_width=width, num_blocks=num_blocks, num_layers=num_layers, block_size=block_size,
-            layer=layer, sliding_window=sliding_window, kv_dtype=_DTYPES[kv.dtype], scale=scale, softcap=softcap,
+            layer=layer, sliding_window=sliding_window, kv_dtype=_CACHE_DTYPES[kv.dtype], scale=scale, softcap=softcap,
         )  # fmt: skip
         self._call("pllm_paged_attention", ctypes.byref(arguments))
         return out

@@ -14,6 +14,7 @@
 #pragma weak aoti_torch_dtype_float32
 #pragma weak aoti_torch_dtype_int32
 #pragma weak aoti_torch_dtype_int64
+#pragma weak aoti_torch_dtype_int8
 #pragma weak aoti_torch_dtype_uint8
 #pragma weak aoti_torch_empty_strided
 #pragma weak aoti_torch_get_data_ptr
@@ -331,8 +332,9 @@ PLLM_EXPORT AOTITorchError aoti_torch_cpu_paged_attention(AtenTensorHandle q, At
       !read_contiguous(context_len, "context_len", 1, i32, &context) ||
       !read_optional(sinks, "sinks", tq.sizes[1], &ts))
     return kFailed;
-  const int kv_dtype = stored_dtype(pool, "kv");
+  const int kv_dtype = pool.dtype == aoti_torch_dtype_int8() ? (int)PLLM_INT8 : stored_dtype(pool, "kv");
   if (kv_dtype < 0) return kFailed;
+  const int64_t width = tq.sizes[3] + (kv_dtype == PLLM_INT8 ? (int64_t)sizeof(float) : 0);
   const int64_t heads = tq.sizes[1], tokens = tq.sizes[2], head_dim = tq.sizes[3], kv_heads = pool.sizes[3];
   for (const Tensor* t : {&tk, &tv})
     if (t->sizes[0] != 1 || t->sizes[1] != kv_heads || t->sizes[2] != tokens || t->sizes[3] != head_dim) {
@@ -341,10 +343,10 @@ PLLM_EXPORT AOTITorchError aoti_torch_cpu_paged_attention(AtenTensorHandle q, At
            (long long)tokens, (long long)head_dim);
       return kFailed;
     }
-  if (tq.sizes[0] != 1 || pool.sizes[2] != 2 || pool.sizes[5] != head_dim || start.sizes[0] != table.sizes[0] + 1 ||
+  if (tq.sizes[0] != 1 || pool.sizes[2] != 2 || pool.sizes[5] != width || start.sizes[0] != table.sizes[0] + 1 ||
       context.sizes[0] != table.sizes[0]) {
     fail(PLLM_INVALID_ARGUMENT,
-         "shapes differ: %lld batches of q, kv of %lld and head_dim %lld (q: %lld), %lld query starts, %lld contexts, %lld tables",
+         "shapes differ: %lld batches of q, kv of %lld and %lld elements (for head_dim %lld), %lld query starts, %lld contexts, %lld tables",
          (long long)tq.sizes[0], (long long)pool.sizes[2], (long long)pool.sizes[5], (long long)head_dim,
          (long long)start.sizes[0], (long long)context.sizes[0], (long long)table.sizes[0]);
     return kFailed;

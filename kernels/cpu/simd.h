@@ -38,10 +38,11 @@ PLLM_INLINE vf times_power_of_two(vf a, vf n) { return _mm512_scalef_ps(a, n); }
 PLLM_INLINE bool any_nan(vf a) { return _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q) != 0; }
 PLLM_INLINE uint32_t mask_equal(vf a, vf b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
 PLLM_INLINE uint32_t mask_at_least(vf a, vf b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ); }
-// Eight or sixteen consecutive bfloat16 values.
+// kLanes consecutive values in bfloat16, and in int8.
 PLLM_INLINE vf load(const uint16_t* p) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16));
 }
+PLLM_INLINE vf load(const int8_t* p) { return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p))); }
 // kLanes words of an interleaved line: the low halves and the high halves.
 PLLM_INLINE void load_pair(const uint16_t* p, vf* low, vf* high) {
   const __m512i w = _mm512_loadu_si512(p);
@@ -121,6 +122,7 @@ PLLM_INLINE uint32_t mask_at_least(vf a, vf b) { return (uint32_t)_mm256_movemas
 PLLM_INLINE vf load(const uint16_t* p) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)), 16));
 }
+PLLM_INLINE vf load(const int8_t* p) { return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p))); }
 PLLM_INLINE void load_pair(const uint16_t* p, vf* low, vf* high) {
   const __m256i w = _mm256_loadu_si256((const __m256i*)p);
   *low = _mm256_castsi256_ps(_mm256_slli_epi32(w, 16));
@@ -166,9 +168,14 @@ PLLM_INLINE void load_two(const float* p, vf* a, vf* b) {
   *a = load(p);
   *b = load(p + kLanes);
 }
+PLLM_INLINE void load_two(const int8_t* p, vf* a, vf* b) {
+  *a = load(p);
+  *b = load(p + kLanes);
+}
 // Where load_two puts element i of its 2 * kLanes.
 PLLM_INLINE int64_t place_of(const uint16_t*, int64_t i) { return i / 2 + i % 2 * kLanes; }
 PLLM_INLINE int64_t place_of(const float*, int64_t i) { return i; }
+PLLM_INLINE int64_t place_of(const int8_t*, int64_t i) { return i; }
 
 // kLanes floats of a float32 line and the kLanes sixteen columns further on.
 PLLM_INLINE void load_pair(const float* p, vf* low, vf* high) {

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from pllm.kernels import reference
 from pllm.kernels.cpu.library import CpuLibrary
+from pllm.kernels.quantization import SCALE_BYTES, cache_parts, round_rows
 
 
 def view(tensor: torch.Tensor) -> NDArray[Any]:
@@ -54,16 +55,19 @@ class Step:
         num_blocks, width = sum(counts) + 2, max(counts) + 1
         order = torch.randperm(num_blocks, generator=g, dtype=torch.int32)
         table = torch.full((len(lengths), width), -1, dtype=torch.int32)
-        kv = torch.full((num_blocks, 3, 2, kv_heads, block_size, head_dim), torch.nan, dtype=dtype)
+        kv = _unwritten((num_blocks, 3, 2, kv_heads, block_size, head_dim), dtype)
         at = 0
         for b, ((new, context), count) in enumerate(zip(lengths, counts, strict=True)):
             table[b, :count] = order[at : at + count]
             at += count
             for position in range(context - new):
                 block = int(table[b, position // block_size])
-                kv[block, :, :, :, position % block_size] = torch.randn((3, 2, kv_heads, head_dim), generator=g).to(
-                    dtype
-                )
+                entries, offset = torch.randn((3, 2, kv_heads, head_dim), generator=g), position % block_size
+                if dtype == torch.int8:
+                    values, scales = cache_parts(kv)
+                    values[block, :, :, :, offset], scales[block, :, :, :, offset] = round_rows(entries)
+                else:
+                    kv[block, :, :, :, offset] = entries.to(dtype)
         if strided:  # as they come out of a merged projection
             merged = torch.randn((tokens, (heads + 2 * kv_heads) * head_dim), generator=g)
             parts = merged.split([heads * head_dim, kv_heads * head_dim, kv_heads * head_dim], dim=1)
@@ -107,3 +111,12 @@ class Step:
             query_start=self.query_start[b : b + 2] - self.query_start[b],
             context_len=self.context_len[b : b + 1],
         )
+
+
+def _unwritten(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """A pool that holds NaN: in int8, as scales."""
+    if dtype != torch.int8:
+        return torch.full(shape, torch.nan, dtype=dtype)
+    kv = torch.full((*shape[:-1], shape[-1] + SCALE_BYTES), 77, dtype=torch.int8)
+    cache_parts(kv)[1].fill_(torch.nan)
+    return kv

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pllm.kernels.cpu.library import CpuLibrary, OperatorError
+from pllm.kernels.quantization import cache_parts
 
 from .arrays import Step, view
 
@@ -28,10 +29,11 @@ def check(library: CpuLibrary, step: Step) -> None:
     assert torch.equal(runs[0], runs[1])
 
 
+DTYPES = (torch.float32, torch.bfloat16, torch.int8)
 RAGGED = [(1, 1), (1, 16), (1, 17), (5, 5), (16, 32), (1, 200), (70, 131), (0, 9), (1, 33)]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     "options",
     [
@@ -64,10 +66,13 @@ def test_a_ragged_batch_is_the_specification(library: CpuLibrary, dtype: torch.d
 
 @pytest.mark.parametrize("window", [0, 600])
 @pytest.mark.parametrize("heads", [4, 16])
-@pytest.mark.parametrize("sinks", [False, True])
-def test_long_contexts_cut_into_spans(library: CpuLibrary, window: int, heads: int, sinks: bool) -> None:
+@pytest.mark.parametrize(("sinks", "dtype"), [(False, torch.bfloat16), (True, torch.bfloat16), (True, torch.int8)])
+def test_long_contexts_cut_into_spans(
+    library: CpuLibrary, window: int, heads: int, sinks: bool, dtype: torch.dtype
+) -> None:
     lengths = [(1, 1500), (1, 1024), (1, 1025), (7, 1540), (1, 512), (1, 513), (3, 514)]
-    check(library, Step.random(2, lengths, heads=heads, head_dim=32, block_size=64, sliding_window=window, sinks=sinks))
+    options: dict[str, Any] = {"head_dim": 32, "block_size": 64, "sliding_window": window, "sinks": sinks}
+    check(library, Step.random(2, lengths, heads=heads, dtype=dtype, **options))
 
 
 @st.composite
@@ -82,7 +87,7 @@ def steps(draw: st.DrawFn) -> Step:
         kv_heads=kv_heads,
         head_dim=8 * draw(st.integers(1, 18)),
         block_size=draw(st.sampled_from([1, 3, 8, 16, 32, 48])),
-        dtype=draw(st.sampled_from([torch.float32, torch.bfloat16])),
+        dtype=draw(st.sampled_from(DTYPES)),
         sinks=draw(st.booleans()),
         strided=draw(st.booleans()),
         sliding_window=draw(st.sampled_from([0, 0, 1, 2, 15, 64, 1000])),
@@ -96,16 +101,17 @@ def test_random_steps_are_the_specification(library: CpuLibrary, step: Step) -> 
     check(library, step)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int8])
 @pytest.mark.parametrize("heads", [4, 16])
-def test_a_sequence_alone_is_the_same_bits_as_in_a_batch(library: CpuLibrary, heads: int) -> None:
-    step = Step.random(4, [*RAGGED, (1, 700), (90, 640)], heads=heads)
+def test_a_sequence_alone_is_the_same_bits_as_in_a_batch(library: CpuLibrary, heads: int, dtype: torch.dtype) -> None:
+    step = Step.random(4, [*RAGGED, (1, 700), (90, 640)], heads=heads, dtype=dtype)
     together, _ = step.run(library)
     for b in range(len(step.context_len)):
         alone, _ = step.only(b).run(library)
         assert torch.equal(alone, together[int(step.query_start[b]) : int(step.query_start[b + 1])])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_how_a_prompt_is_chunked_changes_only_the_rounding(library: CpuLibrary, dtype: torch.dtype) -> None:
     step = Step.random(5, [(110, 110)], dtype=dtype)
     whole, pool = step.run(library)
@@ -151,6 +157,36 @@ def test_rounding_to_bfloat16_is_to_nearest_even(library: CpuLibrary) -> None:
     assert torch.equal(got.view(torch.int16)[:5], halves.to(torch.bfloat16).view(torch.int16)[:5])
     assert torch.isnan(got[5])
     assert torch.equal(got.view(torch.int16)[6:], halves.to(torch.bfloat16).view(torch.int16)[6:])
+
+
+def test_keys_and_values_in_int8_have_a_scale_each(library: CpuLibrary) -> None:
+    """To the nearest 127th of each one's largest element, ties to even; whatever the sizes of its neighbours."""
+    step = Step.random(12, [(5, 5)], kv_heads=2, heads=2, head_dim=24, dtype=torch.int8)
+    k = step.k.clone()
+    k[0, 0] = torch.tensor([127, *(sign * (i + 0.5) for sign in (1, -1) for i in range(11)), -3.0])
+    k[1, 0], k[1, 1] = 0.0, 1e-6 * k[1, 1]
+    k[2, 0] = 1e-38  # one of its 127 steps is no float any more
+    k[3, 0, 20] = torch.nan
+    k[4, 1, 3] = -torch.inf
+    _, kv = replace(step, k=k).run(library)
+    values, scales = (part[int(step.block_table[0, 0]), 1] for part in cache_parts(kv))
+    ties = [0, 2, 2, 4, 4, 6, 6, 8, 8, 10, 10]
+    assert values[0, 0, 0].tolist() == [127, *ties, *(-each for each in ties), -3]
+    assert float(scales[0, 0, 0]) == 1
+    assert not values[0, 0, 1].any() and not values[0, 0, 2].any()
+    assert float(scales[0, 0, 1]) == 0
+    assert values[0, 1, 1].abs().max() == 127
+    assert not scales[0, 0, 3].isfinite()
+    assert not scales[0, 1, 4].isfinite()
+    rest = torch.stack((step.k, step.v))[:, 1:].transpose(1, 2)
+    error = (values[:, :, 1:5].float() * scales[:, :, 1:5, None] - rest).abs()[1]
+    assert (error <= scales[1, :, 1:5, None] * (0.5 + 1e-4)).all()
+
+
+def test_a_pool_of_another_width_is_refused(library: CpuLibrary) -> None:
+    step = Step.random(9, [(2, 40)], dtype=torch.int8)
+    _refused(library, replace(step, kv=step.kv[..., :-4].contiguous()), "shapes differ")
+    _refused(library, replace(step, kv=step.kv.view(torch.bfloat16)), "shapes differ")
 
 
 def _refused(library: CpuLibrary, step: Step, match: str) -> None:
@@ -215,7 +251,8 @@ def test_copied_blocks(library: CpuLibrary) -> None:
     assert np.array_equal(kv, expected)
 
 
-def test_both_instruction_sets_agree(open_as: Callable[[str], CpuLibrary]) -> None:
-    step = Step.random(11, RAGGED, head_dim=128)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int8])
+def test_both_instruction_sets_agree(open_as: Callable[[str], CpuLibrary], dtype: torch.dtype) -> None:
+    step = Step.random(11, RAGGED, head_dim=128, dtype=dtype)
     outputs = [step.run(open_as(isa))[0] for isa in ("avx2", "avx512")]
     torch.testing.assert_close(outputs[0], outputs[1], rtol=2e-5, atol=2e-5)
