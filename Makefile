@@ -41,12 +41,13 @@ PART ?= kernels
 BUDGET ?= 520
 OUTPUT ?= .scratch/gpu-check
 
-.PHONY: help venv serve test nightly smoke-gpu-set lint typecheck contracts bench bench-edge bench-server bench-peers bench-peers-install cuda-table gpu-check clean
+.PHONY: help venv serve test nightly smoke-gpu-set lint typecheck contracts bench bench-edge bench-server bench-peers bench-peers-install counts counts-pin cuda-table gpu-check clean
 
 help:
 	@echo 'make serve      build the quickstart model where needed, and serve it on $(HOST):$(PORT)'
 	@echo 'make test       the tests (make nightly: the slow ones; make smoke-gpu-set: with the software of GPU machines, 5 GB)'
 	@echo 'make lint       ruff; make typecheck: mypy --strict; make contracts: who may import whom'
+	@echo 'make counts     what has no noise, compared with its pins; make counts-pin: writes them'
 	@echo 'make bench      measure the CPU kernels; make bench-edge: what the server costs, without a model'
 	@echo 'make bench-server the server beside the library on one artifact'
 	@echo 'make bench-peers pllm beside transformers and others, an hour or two'
@@ -82,6 +83,21 @@ $(GPU_SET_ENV)/.installed: pyproject.toml Makefile
 	test -x $(GPU_SET_ENV)/bin/python || $(PYTHON312) -m venv $(GPU_SET_ENV)
 	$(GPU_SET_ENV)/bin/pip install --quiet $(GPU_SET) --editable '.[build,test]'
 	@touch $@
+
+# Kernels, calls, allocations, imports, sizes, tokens: compared exactly with what is pinned, for each kind of device.
+PINS := tests/perf/pins
+COUNTED := artifacts/quickstart
+CUDA_COUNTS := .scratch/counts-cuda.json
+
+counts: venv
+	@mkdir -p $(dir $(CUDA_COUNTS))
+	$(BIN)/pllm build recipes/quickstart.toml --output $(COUNTED)
+	$(BIN)/python -P -m pllm.runtime.gate.pins $(PINS)/cpu.toml $(COUNTED) $(UPDATE)
+	$(BIN)/python -P -m pllm.build.count_cuda recipes/quickstart >$(CUDA_COUNTS)
+	$(BIN)/python -P -m pllm.runtime.gate.pins $(PINS)/cuda.toml - $(UPDATE) <$(CUDA_COUNTS)
+
+counts-pin:
+	@$(MAKE) --no-print-directory counts UPDATE=--update
 
 lint: venv
 	$(BIN)/ruff check .

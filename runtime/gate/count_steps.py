@@ -4,7 +4,6 @@
 """
 
 import gc
-import hashlib
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,14 +19,13 @@ from pllm.runtime.engine_core import EngineCore
 from pllm.runtime.errors import PllmError
 from pllm.runtime.gate.allocation_counter import opened_counter
 from pllm.runtime.gate.call_counter import count_calls, counted_calls
+from pllm.runtime.gate.counts import Counts, golden_digest
 from pllm.runtime.gate.steady_steps import DRAWN, SteadySteps
 from pllm.runtime.kv_pool import KvPool
 from pllm.runtime.model_options import ModelOptions, open_model
 from pllm.runtime.program import Program
 
-__all__ = ["Counts", "count_allocations", "count_steps"]
-
-Counts = dict[str, int | str]
+__all__ = ["count_allocations", "count_steps"]
 
 _WAVES_BEFORE = 6
 """Waves of sequences until caches, lists and dictionaries are as large as they will be."""
@@ -138,13 +136,11 @@ def _kept(steady: SteadySteps, num_seqs: int) -> int:
 
 
 def _golden(core: EngineCore, artifact: Path) -> str:
-    """The golden prompts and what they are continued by here, as a digest."""
+    """What the golden prompts are continued by here."""
     path = Artifact.read(artifact).path(core.manifest.golden)
-    golden = msgspec.json.decode(path.read_bytes(), type=Golden)
-    prompts = [(prompt.prompt_token_ids, len(prompt.token_ids)) for prompt in golden.prompts]
-    tokens = [list(each) for each in replay(core.engine, prompts)]
-    document = msgspec.json.encode([[list(prompt) for prompt, _ in prompts], tokens])
-    return hashlib.sha256(document).hexdigest()[:16]
+    prompts = msgspec.json.decode(path.read_bytes(), type=Golden).prompts
+    answers = replay(core.engine, [(prompt.prompt_token_ids, len(prompt.token_ids)) for prompt in prompts])
+    return golden_digest([prompt.prompt_token_ids for prompt in prompts], answers)
 
 
 def _main() -> int:
