@@ -48,12 +48,19 @@ _C_SHIMS = {
     "quantized_linear": (f"{_HANDLE} x, {_HANDLE} weight, {_HANDLE} scale, {_HANDLE}* bias, int64_t out_features"),
     "quantized_embedding": f"{_HANDLE} ids, {_HANDLE} weight, {_HANDLE} scale, int64_t embedding_dim",
     "packed_embedding": f"{_HANDLE} ids, {_HANDLE} weight, int64_t num_embeddings",
+    "rms_normalize": f"{_HANDLE} x, {_HANDLE} weight, double eps, double weight_offset",
+    "add_rms_norm": f"{_HANDLE} x, {_HANDLE} residual, {_HANDLE} weight, double eps, double weight_offset",
+    "silu_mul": f"{_HANDLE} gate_up",
+    "norm_rope": (
+        f"{_HANDLE} q, {_HANDLE} k, {_HANDLE}* cos, {_HANDLE}* sin, {_HANDLE}* q_weight, {_HANDLE}* k_weight, double eps, "
+        "double weight_offset"
+    ),
     "paged_attention": (
         f"{_HANDLE} q, {_HANDLE} k, {_HANDLE} v, {_HANDLE} kv, {_HANDLE} block_table, {_HANDLE} query_start, "
         f"{_HANDLE} context_len, {_HANDLE}* sinks, int64_t layer, double scale, int64_t sliding_window, double softcap"
     ),
 }
-"""The operators' arguments in AOTInductor's C interface, as `kernels/cpu/shim.cpp` defines them."""
+"""The operators' arguments in AOTInductor's C interface, as `kernels/cpu/shim.cpp` and `rows_shim.cpp` define them."""
 
 
 def compile_programs(build: Build, progress: StageProgress) -> None:
@@ -104,10 +111,11 @@ def operator_library(out: Path) -> Path:
 def compile_graph(traced: Traced, out: Path) -> tuple[tuple[str, ...], ProgramGraph]:
     """Compile to the shared library ``out``; the CPU features that it needs, by the names of ``/proc/cpuinfo``, and the
     record of what was compiled."""
-    shims = {
-        getattr(torch.ops.pllm, name).default: [f"AOTITorchError aoti_torch_cpu_{name}({arguments}, {_HANDLE}* ret0)"]
-        for name, arguments in _C_SHIMS.items()
-    }
+    shims = {}
+    for name, arguments in _C_SHIMS.items():
+        operator = getattr(torch.ops.pllm, name).default
+        results = ", ".join(f"{_HANDLE}* ret{i}" for i in range(len(operator._schema.returns)))
+        shims[operator] = [f"AOTITorchError aoti_torch_cpu_{name}({arguments}, {results})"]
     options: dict[str, Any] = {
         "aot_inductor.package": True,
         "aot_inductor.package_constants_in_so": False,

@@ -257,6 +257,26 @@ def norm_rope_write(
     return turned[0].to(q.dtype), torch.zeros((q.shape[0], kv.shape[3]), dtype=torch.int32)
 
 
+def norm_rope(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    cos: torch.Tensor | None,
+    sin: torch.Tensor | None,
+    q_weight: torch.Tensor | None,
+    k_weight: torch.Tensor | None,
+    eps: float,
+    weight_offset: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`norm_rope_write` without the writing: q [T, H, D] and k [T, Hkv, D], normed and turned, pairs not interleaved."""
+    wide = torch.promote_types(q.dtype, torch.float32)
+    found = []
+    for x, weight in ((q, q_weight), (k, k_weight)):
+        y = x.to(wide) if weight is None else rms_normalize(x.to(wide), weight, eps, weight_offset)
+        turns = cos is not None and sin is not None
+        found.append((rotate(y, cos[:, None].to(wide), sin[:, None].to(wide), False) if turns else y).to(x.dtype))
+    return found[0], found[1]
+
+
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, interleaved: bool) -> torch.Tensor:
     """Turn pairs (a, b) of the first R elements to (a cos - b sin, b cos + a sin); cos, sin [..., R / 2].
 

@@ -79,6 +79,13 @@ OPERATORS: Mapping[str, Operator] = MappingProxyType(
                 cpu="pllm_paged_attention",
                 cuda="paged_attention",
             ),
+            _operator(
+                "norm_rope",
+                "norm_rope",
+                "(Tensor q, Tensor k, Tensor? cos, Tensor? sin, Tensor? q_weight, Tensor? k_weight, float eps, "
+                "float weight_offset) -> (Tensor, Tensor)",
+                cpu="pllm_norm_rope",
+            ),
             # What a graph for CUDA is rewritten to: `kernels/cuda/__init__.py` lists them layer by layer.
             _operator(
                 "token_slots",
@@ -107,15 +114,19 @@ OPERATORS: Mapping[str, Operator] = MappingProxyType(
                 "add_rms_norm",
                 "add_rms_norm",
                 "(Tensor x, Tensor residual, Tensor weight, float eps, float weight_offset) -> (Tensor, Tensor)",
+                cpu="pllm_rms_normalize",
                 cuda="add_rms_norm",
             ),
             _operator(
                 "rms_normalize",
                 "rms_normalize",
                 "(Tensor x, Tensor weight, float eps, float weight_offset) -> Tensor",
+                cpu="pllm_rms_normalize",
                 cuda="rms_normalize",
             ),
-            _operator("silu_mul", "silu_mul", "(Tensor gate_up) -> Tensor", cuda="silu_mul"),
+            _operator(
+                "silu_mul", "silu_mul", "(Tensor gate_up) -> Tensor", cpu="pllm_silu_mul", cuda="silu_mul"
+            ),
             _operator(
                 "small_linear",
                 "small_linear",

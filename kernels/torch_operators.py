@@ -126,6 +126,10 @@ def _norm_rope_write(
     return q.new_empty(q.shape), k.new_empty(k.shape[:2], dtype=torch.int32)
 
 
+def _norm_rope(q: torch.Tensor, k: torch.Tensor, *inputs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    return q.new_empty(q.shape), k.new_empty(k.shape)
+
+
 def _like(x: torch.Tensor, *inputs: Any) -> torch.Tensor:
     return x.new_empty(x.shape)
 
@@ -168,6 +172,7 @@ _SHAPES: dict[str, Callable[..., Any]] = {
     "quantized_embedding": _quantized_embedding,
     "paged_attention": _paged_attention,
     "token_slots": _slots_shape,
+    "norm_rope": _norm_rope,
     "norm_rope_write": _norm_rope_write,
     "cached_attention": _like,
     "add_rms_norm": _add_rms_norm,

@@ -8,6 +8,7 @@ from pllm.build.passes.drop_assertions import drop_assertions
 from pllm.build.passes.drop_casts import drop_casts
 from pllm.build.passes.fuse_cache_writes import fuse_cache_writes
 from pllm.build.passes.fuse_norms import fuse_norms
+from pllm.build.passes.fuse_rotary import fuse_rotary
 from pllm.build.passes.fuse_silu import fuse_silu
 from pllm.build.passes.merge_linears import merge_linears
 from pllm.build.passes.pack_experts import pack_experts
@@ -21,7 +22,15 @@ from pllm.build.traced import Traced, WeightForm
 
 __all__ = ["CUDA_PASSES", "PASSES", "apply_cuda_passes", "apply_passes", "run_passes"]
 
-PASSES: tuple[Callable[[Traced, torch.dtype], str], ...] = (drop_assertions, merge_linears, pack_linears, pack_experts)
+PASSES: tuple[Callable[[Traced, torch.dtype], str], ...] = (
+    drop_assertions,
+    merge_linears,
+    fuse_norms,
+    fuse_silu,
+    fuse_rotary,
+    pack_linears,
+    pack_experts,
+)
 """For a CPU. Each edits the graph in place and says what it did; the dtype is that of stored linear weights."""
 
 CUDA_PASSES: tuple[Callable[[Traced, StepShape], str], ...] = (

@@ -16,13 +16,15 @@ __all__ = ["fuse_norms"]
 _pllm = torch.ops.pllm
 
 
-def fuse_norms(traced: Traced, step: StepShape) -> str:
+def fuse_norms(traced: Traced, step: object) -> str:
+    """``step``: what a program for CUDA is made for; a CPU's is made for steps of any size, and takes sums along."""
+    takes_sums = not (isinstance(step, StepShape) and step.is_small)
     norms = sums = 0
     for rsqrt in traced.calls(torch.ops.aten.rsqrt.default):
         norm = match_rms_norm(traced, rsqrt)
         if norm is None or value(norm.x).ndim != 3:
             continue
-        terms = None if step.is_small else _terms(norm.x)
+        terms = _terms(norm.x) if takes_sums else None
         with traced.graph.inserting_before(norm.out):
             normed = _norm(traced, norm) if terms is None else _add_norm(traced, norm, *terms)
         norm.out.replace_all_uses_with(normed)

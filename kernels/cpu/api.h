@@ -11,7 +11,7 @@
 extern "C" {
 #endif
 
-enum { PLLM_ABI_VERSION = 3 };
+enum { PLLM_ABI_VERSION = 4 };
 enum { PLLM_OK = 0, PLLM_INVALID_ARGUMENT = 1, PLLM_OUT_OF_MEMORY = 2, PLLM_UNSUPPORTED_CPU = 3 };
 enum { PLLM_FLOAT32 = 0, PLLM_BFLOAT16 = 1, PLLM_INT8 = 2 };  // int8: a cache only
 enum { PLLM_MAX_HEAD_DIM = 512 };
@@ -63,6 +63,37 @@ typedef struct {
   float scale, softcap;        // softcap 0: none
 } PllmPagedAttention;
 PLLM_EXPORT int pllm_paged_attention(const PllmPagedAttention* a);
+
+// Rows over their root mean square, times weight + weight_offset; of x + residual, where there is one, and then that sum too.
+typedef struct {
+  const float* x;         // [rows, n]
+  const float* residual;  // [rows, n] or null
+  const float* weight;    // [n]
+  float* out;             // [rows, n], contiguous
+  float* total;           // the same, for the sum; null without residual
+  int64_t rows, n, x_stride, residual_stride;
+  float eps, weight_offset;
+} PllmRmsNorm;
+PLLM_EXPORT int pllm_rms_normalize(const PllmRmsNorm* a);
+
+// silu(gate) * up of x[rows, 2 n], the gate first; out[rows, n] is contiguous.
+PLLM_EXPORT int pllm_silu_mul(const float* x, int64_t rows, int64_t x_stride, int64_t n, float* out);
+
+// Queries and keys before attention: heads over their root mean square, where they have a weight, and turned, where there are
+// angles: pairs (x[i], x[i + half]) by the angle i of their token.
+typedef struct {
+  const float* x;       // [tokens, heads, head_dim], a head contiguous
+  const float* weight;  // [head_dim] or null
+  float* out;           // [tokens, heads, head_dim], contiguous
+  int64_t heads, token_stride, head_stride;
+} PllmHeads;
+typedef struct {
+  PllmHeads q, k;
+  const float *cos, *sin;  // [tokens, half], or both null
+  int64_t tokens, head_dim, half, cos_stride, sin_stride;
+  float eps, weight_offset;
+} PllmNormRope;
+PLLM_EXPORT int pllm_norm_rope(const PllmNormRope* a);
 
 // Copies whole blocks: pairs[n][2] = (source, target).
 PLLM_EXPORT int pllm_copy_blocks(void* kv, int64_t num_blocks, int64_t bytes_per_block, const int64_t* pairs, int64_t n);

@@ -32,7 +32,8 @@ int out_of_memory(int code) {
 
 #define PLLM_TABLE(isa)                                                                   \
   {isa::linear,          isa::embedding, isa::quantized_linear, isa::quantized_embedding, \
-   isa::paged_attention, isa::argmax,    isa::logsumexp,        isa::sample_rows}
+   isa::paged_attention, isa::rms_normalize, isa::silu_mul,     isa::norm_rope,           \
+   isa::argmax,          isa::logsumexp, isa::sample_rows}
 const Kernels kAvx2 = PLLM_TABLE(avx2);
 const Kernels kAvx512 = PLLM_TABLE(avx512);
 #undef PLLM_TABLE
@@ -260,6 +261,37 @@ int pllm_paged_attention(const PllmPagedAttention* a) {
   PLLM_KERNELS(kernels);
   if (int code = check_attention(*a)) return code;
   return a->tokens ? out_of_memory(kernels.paged_attention(*a)) : PLLM_OK;
+}
+
+int pllm_rms_normalize(const PllmRmsNorm* a) {
+  PLLM_KERNELS(kernels);
+  if (a->rows < 0 || a->n < 1 || (a->rows > 1 && a->x_stride < a->n) || !a->residual != !a->total ||
+      (a->residual && a->rows > 1 && a->residual_stride < a->n))
+    return fail(PLLM_INVALID_ARGUMENT, "norm: %lld rows of %lld, row strides %lld and %lld", (long long)a->rows, (long long)a->n,
+                (long long)a->x_stride, (long long)a->residual_stride);
+  kernels.rms_normalize(*a);
+  return PLLM_OK;
+}
+
+int pllm_silu_mul(const float* x, int64_t rows, int64_t x_stride, int64_t n, float* out) {
+  PLLM_KERNELS(kernels);
+  if (rows < 0 || n < 1 || (rows > 1 && x_stride < 2 * n))
+    return fail(PLLM_INVALID_ARGUMENT, "silu: %lld rows of 2 * %lld, row stride %lld", (long long)rows, (long long)n,
+                (long long)x_stride);
+  kernels.silu_mul(x, rows, x_stride, n, out);
+  return PLLM_OK;
+}
+
+int pllm_norm_rope(const PllmNormRope* a) {
+  PLLM_KERNELS(kernels);
+  const bool turns = a->cos && a->sin;
+  if (a->tokens < 0 || a->head_dim < 1 || a->head_dim > PLLM_MAX_HEAD_DIM || a->q.heads < 1 || a->k.heads < 1 ||
+      (turns && (a->half < 1 || 2 * a->half > a->head_dim)) || !a->cos != !a->sin ||
+      (!turns && !(a->q.weight && a->k.weight)))
+    return fail(PLLM_INVALID_ARGUMENT, "heads before attention: %lld tokens, %lld and %lld heads of %lld, %lld pairs",
+                (long long)a->tokens, (long long)a->q.heads, (long long)a->k.heads, (long long)a->head_dim, (long long)a->half);
+  kernels.norm_rope(*a);
+  return PLLM_OK;
 }
 
 int pllm_copy_blocks(void* kv, int64_t num_blocks, int64_t bytes_per_block, const int64_t* pairs, int64_t n) {

@@ -31,6 +31,9 @@ struct Kernels {
   void (*quantized_embedding)(const int64_t* ids, int64_t tokens, const uint8_t* weight, const float* scale, int64_t k,
                               float* y, int64_t y_stride);
   int (*paged_attention)(const PllmPagedAttention& a);
+  void (*rms_normalize)(const PllmRmsNorm& a);
+  void (*silu_mul)(const float* x, int64_t rows, int64_t x_stride, int64_t n, float* out);
+  void (*norm_rope)(const PllmNormRope& a);
   void (*argmax)(const float* logits, int64_t rows, int64_t vocab, int64_t stride, int64_t* ids, float* maxima,
                  int32_t* status);
   void (*logsumexp)(const float* logits, int64_t rows, int64_t vocab, int64_t stride, double* out);
@@ -47,6 +50,9 @@ struct Kernels {
                        const float*, float*, int64_t);                                                                    \
   void quantized_embedding(const int64_t*, int64_t, const uint8_t*, const float*, int64_t, float*, int64_t);              \
   int paged_attention(const PllmPagedAttention&);                                                                         \
+  void rms_normalize(const PllmRmsNorm&);                                                                                 \
+  void silu_mul(const float*, int64_t, int64_t, int64_t, float*);                                                         \
+  void norm_rope(const PllmNormRope&);                                                                                    \
   void argmax(const float*, int64_t, int64_t, int64_t, int64_t*, float*, int32_t*);                                       \
   void logsumexp(const float*, int64_t, int64_t, int64_t, double*);                                                       \
   int sample_rows(const float*, int64_t, int64_t, int64_t, const float*, const int32_t*, const float*, const float*,      \

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 __all__ = ["ABI_VERSION", "CpuLibrary", "OperatorError", "load_library"]
 
-ABI_VERSION = 3
+ABI_VERSION = 4
 _PANEL = 32
 _DTYPES = {np.dtype(np.float32): 0, np.dtype(np.uint16): 1}
 _SCALE_BYTES = 4  # of a key or value in int8
@@ -100,11 +100,12 @@ class CpuLibrary:
         handle.pllm_last_error.restype = ctypes.c_char_p
         isa = ctypes.create_string_buffer(16)
         library = cls(handle, "")
-        library._call("pllm_init", isa, len(isa))
+        library.call("pllm_init", isa, len(isa))
         library.isa = isa.value.decode()
         return library
 
-    def _call(self, name: str, *arguments: object) -> None:
+    def call(self, name: str, *arguments: object) -> None:
+        """One function of the C interface. Raises OperatorError where it refuses."""
         if getattr(self._handle, name)(*arguments):
             raise OperatorError(self._handle.pllm_last_error().decode())
 
@@ -114,7 +115,7 @@ class CpuLibrary:
 
     def set_num_threads(self, threads: int) -> None:
         """Threads of every operator from now on; OpenMP's own number until this is called."""
-        self._call("pllm_set_num_threads", threads)
+        self.call("pllm_set_num_threads", threads)
 
     def linear(
         self,
@@ -132,7 +133,7 @@ class CpuLibrary:
             raise OperatorError(f"a bias of {bias.shape} for {out_features} outputs")
         if out.shape != (m, out_features):
             raise OperatorError(f"an output of {out.shape} for ({m}, {out_features})")
-        self._call(
+        self.call(
             "pllm_linear",
             *(_rows(x, np.float32), m, _stride(x)),
             *(weight.ctypes.data, _DTYPES[weight.dtype], out_features, k),
@@ -146,7 +147,7 @@ class CpuLibrary:
         k = weight.shape[1]
         _check_packed(weight, num_embeddings, k)
         out = np.empty((len(ids), k), np.float32)
-        self._call(
+        self.call(
             "pllm_embedding",
             *(_data(ids, np.int64), len(ids), weight.ctypes.data, _DTYPES[weight.dtype], num_embeddings, k),
             *(out.ctypes.data, k),
@@ -173,7 +174,7 @@ class CpuLibrary:
             raise OperatorError(f"a bias of {bias.shape} for {n} outputs")
         if out.shape != (m, n):
             raise OperatorError(f"an output of {out.shape} for ({m}, {n})")
-        self._call(
+        self.call(
             "pllm_quantized_linear",
             *(_rows(x, np.float32), m, _stride(x), weight.ctypes.data, scale.ctypes.data, groups, n, k),
             *(None if bias is None else _data(bias, np.float32), _rows(out, np.float32), _stride(out)),
@@ -187,7 +188,7 @@ class CpuLibrary:
         if _check_quantized(weight, scale, len(scale), dim):
             raise OperatorError("look-ups are made in int8 weights only")
         out = np.empty((len(ids), dim), np.float32)
-        self._call(
+        self.call(
             "pllm_quantized_embedding",
             *(_data(ids, np.int64), len(ids), weight.ctypes.data, _data(scale, np.float32), len(scale), dim),
             *(out.ctypes.data, dim),
@@ -234,16 +235,14 @@ class CpuLibrary:
             sequences=sequences, table_width=width, num_blocks=num_blocks, num_layers=num_layers, block_size=block_size,
             layer=layer, sliding_window=sliding_window, kv_dtype=_CACHE_DTYPES[kv.dtype], scale=scale, softcap=softcap,
         )  # fmt: skip
-        self._call("pllm_paged_attention", ctypes.byref(arguments))
+        self.call("pllm_paged_attention", ctypes.byref(arguments))
         return out
 
     def copy_blocks(self, kv: NDArray[Any], pairs: NDArray[np.int64]) -> None:
         """Copy whole blocks of the pool: pairs [n, 2] of (source, target), in order."""
         if not kv.flags.c_contiguous or pairs.ndim != 2 or pairs.shape[1] != 2:
             raise OperatorError(f"copy_blocks: pairs of {pairs.shape}, or a pool that is not contiguous")
-        self._call(
-            "pllm_copy_blocks", kv.ctypes.data, len(kv), kv.nbytes // len(kv), _data(pairs, np.int64), len(pairs)
-        )
+        self.call("pllm_copy_blocks", kv.ctypes.data, len(kv), kv.nbytes // len(kv), _data(pairs, np.int64), len(pairs))
 
     def argmax(self, logits: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.bool_]]:
         """Per row of [R, V]: the first index of the maximum, the maximum, and whether the row was usable.
@@ -252,7 +251,7 @@ class CpuLibrary:
         """
         rows, vocab = logits.shape
         ids, maxima, status = np.empty(rows, np.int64), np.empty(rows, np.float32), np.empty(rows, np.int32)
-        self._call(
+        self.call(
             "pllm_argmax",
             *(_rows(logits, np.float32), rows, vocab, _stride(logits)),
             *(ids.ctypes.data, maxima.ctypes.data, status.ctypes.data),
@@ -263,7 +262,7 @@ class CpuLibrary:
         """Per row of [R, V]; NaN for a row that holds one."""
         rows, vocab = logits.shape
         out = np.empty(rows, np.float64)
-        self._call("pllm_logsumexp", _rows(logits, np.float32), rows, vocab, _stride(logits), out.ctypes.data)
+        self.call("pllm_logsumexp", _rows(logits, np.float32), rows, vocab, _stride(logits), out.ctypes.data)
         return out
 
     def sample_rows(  # noqa: PLR0917 - one array per parameter
@@ -289,7 +288,7 @@ class CpuLibrary:
                 f"{rows} rows of logits, but parameters of {[values.shape for values, _ in parameters]}"
             )
         ids, status = np.empty(rows, np.int64), np.empty(rows, np.int32)
-        self._call(
+        self.call(
             "pllm_sample_rows",
             *(_rows(logits, np.float32), rows, vocab, _stride(logits)),
             *(_data(values, dtype) for values, dtype in parameters),

@@ -43,9 +43,10 @@ SOURCES = (
     Source("dispatch.cpp", "dispatch.o"),  # tells OpenMP, which torch's own operators use, how many threads it may have
     Source("team.cpp", "team.o"),
     Source("shim.cpp", "shim.o"),
+    Source("rows_shim.cpp", "rows_shim.o"),
     *(
         Source(f"{name}.cpp", f"{name}_{isa}.o", flags)
-        for name in ("linear", "quantized_linear", "attention", "sampling")
+        for name in ("linear", "quantized_linear", "attention", "rows", "sampling")
         for isa, flags in (("avx2", _AVX2), ("avx512", _AVX512))
     ),
 )

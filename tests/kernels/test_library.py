@@ -13,6 +13,7 @@ from pllm.kernels import reference
 from pllm.kernels.cpu import compile as compile_module
 from pllm.kernels.cpu.compile import CompilerError, build_library
 from pllm.kernels.cpu.library import CpuLibrary, OperatorError, load_library
+from pllm.kernels.cpu.sources import SOURCES
 from pllm.kernels.registry import OPERATORS
 
 LAYOUT = """
@@ -28,7 +29,7 @@ def test_code_of_one_instruction_set_cannot_be_shared_with_another(built: Path) 
     if shutil.which("nm") is None:
         pytest.skip("binutils' nm is not installed")
     objects = [*(built.parent / "objects").glob("*_avx*.o")]
-    assert len(objects) == 8
+    assert len(objects) == sum(bool(source.flags) for source in SOURCES)
     listing = subprocess.run(["nm", "-A", *objects], capture_output=True, text=True, check=True).stdout
     assert re.search(r" T .*avx512.*linear", listing)
     assert not re.findall(r".* [WVu] .*", listing)
