@@ -52,8 +52,8 @@ _C_SHIMS = {
     "add_rms_norm": f"{_HANDLE} x, {_HANDLE} residual, {_HANDLE} weight, double eps, double weight_offset",
     "silu_mul": f"{_HANDLE} gate_up",
     "norm_rope": (
-        f"{_HANDLE} q, {_HANDLE} k, {_HANDLE}* cos, {_HANDLE}* sin, {_HANDLE}* q_weight, {_HANDLE}* k_weight, double eps, "
-        "double weight_offset"
+        f"{_HANDLE} q, {_HANDLE} k, {_HANDLE}* cos, {_HANDLE}* sin, {_HANDLE}* q_weight, {_HANDLE}* k_weight, "
+        "double eps, double weight_offset"
     ),
     "paged_attention": (
         f"{_HANDLE} q, {_HANDLE} k, {_HANDLE} v, {_HANDLE} kv, {_HANDLE} block_table, {_HANDLE} query_start, "
