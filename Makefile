@@ -41,12 +41,13 @@ PART ?= kernels
 BUDGET ?= 520
 OUTPUT ?= .scratch/gpu-check
 
-.PHONY: help venv serve test nightly smoke-gpu-set lint typecheck contracts bench bench-edge bench-server bench-peers bench-peers-install counts counts-pin cuda-table gpu-check clean
+.PHONY: help venv serve test nightly smoke-gpu-set lint typecheck contracts bench bench-edge bench-server bench-peers bench-peers-install gate counts counts-pin cuda-table gpu-check clean
 
 help:
 	@echo 'make serve      build the quickstart model where needed, and serve it on $(HOST):$(PORT)'
 	@echo 'make test       the tests (make nightly: the slow ones; make smoke-gpu-set: with the software of GPU machines, 5 GB)'
 	@echo 'make lint       ruff; make typecheck: mypy --strict; make contracts: who may import whom'
+	@echo 'make gate       whether this tree is slower, larger or later than the pinned base: ten minutes or so'
 	@echo 'make counts     what has no noise, compared with its pins; make counts-pin: writes them'
 	@echo 'make bench      measure the CPU kernels; make bench-edge: what the server costs, without a model'
 	@echo 'make bench-server the server beside the library on one artifact'
@@ -111,6 +112,13 @@ contracts: venv
 
 bench: venv
 	PYTHONSAFEPATH=1 $(BIN)/python tests/perf/bench_kernels.py
+
+# This tree beside the commit that is pinned, each built and run by its own code; reports in .scratch/gate/.
+GATE_FLAGS ?= --seconds 420
+gate: venv
+	@mkdir -p .scratch/gate
+	$(BIN)/pllm gate --pin tests/perf/gate.toml --work .scratch/gate --json .scratch/gate/gate.json \
+		--markdown .scratch/gate/gate.md --html .scratch/gate/gate.html $(GATE_FLAGS)
 
 # What one API process streams when the model costs nothing.
 bench-edge: venv

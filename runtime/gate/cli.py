@@ -3,6 +3,7 @@
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -44,20 +45,22 @@ def add_arguments(parser: ArgumentParser) -> None:
 def main(arguments: Namespace) -> int:
     """Print the report and write it; the verdict's exit code."""
     from pllm.runtime.bench.report import check_target, say
-    from pllm.runtime.gate.gate import GateOptions, gate
+    from pllm.runtime.gate.gate import SHORT, GateOptions, gate
     from pllm.runtime.gate.page import page
-    from pllm.runtime.gate.run import GateSettings
 
     targets = (arguments.json, arguments.markdown, arguments.html)
     for target in targets:
         check_target(target)
-    options = GateOptions(
-        settings=GateSettings(seconds=arguments.seconds),
+    options = replace(
+        SHORT if arguments.short else GateOptions(),
         only=arguments.only,
-        quantities=tuple(arguments.quantities),
         threads=arguments.threads,
         itself=arguments.itself,
     )
+    if arguments.seconds is not None:
+        options = replace(options, settings=replace(options.settings, seconds=arguments.seconds))
+    if arguments.quantities is not None:
+        options = replace(options, quantities=tuple(arguments.quantities))
     with _sides(arguments) as (base, new):
         report = gate(base, new, options, said=say)
     for target, content in zip(targets, (report.document(), report.markdown(), page(report)), strict=True):

@@ -21,7 +21,7 @@ from pllm.runtime.gate.run import GateRun, GateSettings
 from pllm.runtime.gate.side import Side
 from pllm.runtime.gate.trio import Trio, TrioSpec, measure_trio
 
-__all__ = ["GateOptions", "gate"]
+__all__ = ["SHORT", "GateOptions", "gate"]
 
 _COUNTS = Path("pllm", "runtime", "gate", "counts.py")
 _OF_PROCESSES = (READY, FIRST_TOKEN, PEAK_MEMORY)
@@ -35,13 +35,20 @@ class GateOptions:
     settings: GateSettings = field(default_factory=GateSettings)
     only: Literal["counts", "timings"] | None = None
     quantities: Sequence[str] = ("*",)
-    rounds: int = 6
+    rounds: int = 12
     threads: int = 1
     itself: bool = False
 
     def wants(self, name: str) -> bool:
         """Whether a quantity is to be timed."""
         return any(fnmatch(name, pattern) for pattern in self.quantities)
+
+
+SHORT = GateOptions(
+    settings=GateSettings(seconds=150.0),
+    quantities=("decode*", "prefill, 32 *", "TPOT*", PEAK_MEMORY.name),
+)
+"""A minute or two: what settles soon on a restless machine too."""
 
 
 def gate(base: Side, new: Side, options: GateOptions, said: Callable[[str], None] = lambda _: None) -> GateReport:

@@ -32,6 +32,11 @@ class Quantity:
         return self.scale / cost if self.is_rate else self.scale * cost
 
 
+_TURN = 0.008  # seconds of quiet steps: enough to meet moments in which neighbours leave caches alone
+_SMALL = 128  # tokens of a step that is measured in every round
+_SELDOM = 3
+_COARSE = 0.02  # the precision of what passes through much memory, where processes differ by a few percent
+
 # One sample a process, and of a process's birth, which the kernel and the disk have a part in.
 READY = Quantity("start to ready", "ms", 1e3, precision=0.03)
 FIRST_TOKEN = Quantity("start to first token", "ms", 1e3, precision=0.03)
@@ -40,10 +45,12 @@ PEAK_MEMORY = Quantity("peak memory", "MiB", 1 / (1 << 20))
 
 @dataclass(frozen=True, slots=True)
 class StepTask:
-    """One row of a latency table: a step of the model, and nothing around it."""
+    """One row of a latency table: a step of the model, and nothing around it. ``every`` so many rounds there is a turn:
+    what takes long differs from process to process more than from turn to turn."""
 
     quantity: Quantity
     turn: StepTurn
+    every: int = 1
 
     @property
     def quantities(self) -> tuple[Quantity, ...]:
@@ -69,6 +76,7 @@ class PassTask:
     ttft: Quantity | None = None
     tpot: Quantity | None = None
     throughput: Quantity | None = None
+    every: int = 1
 
     @property
     def quantities(self) -> tuple[Quantity, ...]:
@@ -101,10 +109,9 @@ def _step(row: Latency) -> StepTask:
     decode = row.num_seqs == row.num_tokens and row.context > 1
     sequences = f"{row.num_seqs} sequence{'s' if row.num_seqs > 1 else ''}"
     name = f"decode, {sequences}" if decode else f"prefill, {row.num_tokens} tokens"
-    wanted = 5 if row.ms < 5 else 2 if row.ms < 20 else 1
-    turn = StepTurn(
-        num_seqs=row.num_seqs, num_tokens=row.num_tokens, context=row.context, wanted=wanted, most=2 * wanted
-    )
+    turn = StepTurn(num_seqs=row.num_seqs, num_tokens=row.num_tokens, context=row.context, seconds=_TURN)
+    if row.num_tokens > _SMALL:
+        return StepTask(Quantity(name, "ms", 1e3, _COARSE), turn, _SELDOM)
     return StepTask(Quantity(name, "ms", 1e3), turn)
 
 
@@ -114,12 +121,13 @@ def _passes() -> tuple[PassTask, ...]:
         PassTask(
             PassTurn(workload="W1"),
             one,
-            ttft=Quantity("TTFT, W1", "ms", 1e3),
+            ttft=Quantity("TTFT, W1", "ms", 1e3, _COARSE),
             tpot=Quantity("TPOT, W1", "ms", 1e3),
         ),
         PassTask(
             PassTurn(workload="W2"),
             eight,
-            throughput=Quantity("throughput, W2", "tokens/s", float(eight), is_rate=True),
+            throughput=Quantity("throughput, W2", "tokens/s", float(eight), _COARSE, is_rate=True),
+            every=_SELDOM,
         ),
     )

@@ -68,7 +68,7 @@ def measure_trio(spec: TrioSpec, number: int, calibrate: Callable[[], float]) ->
         for round_number in range(spec.rounds):
             order = ORDERS[(number + round_number) % len(ORDERS)]
             for task in spec.tasks:
-                for place in order:
+                for place in order if round_number % task.every == 0 else ():
                     answers.setdefault((place, task), []).append(workers[place].take(task.turn))
             calibrations.append(calibrate())
         costs, waits = [], []

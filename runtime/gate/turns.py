@@ -32,14 +32,13 @@ class Opened(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StepTurn(msgspec.Struct, frozen=True, kw_only=True, tag="step"):
-    """One step (`certificate.step_durations` describes it), repeated until ``wanted`` repeats were quiet, at most
-    ``most`` times, after one that warms up."""
+    """One step, as `certificate.step_of` makes it, again and again after one that warms up: until quiet steps have
+    taken so many ``seconds``, or all of them twice as many; at least two."""
 
     num_seqs: int
     num_tokens: int
     context: int
-    wanted: int
-    most: int
+    seconds: float
 
 
 class PassTurn(msgspec.Struct, frozen=True, kw_only=True, tag="pass"):

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
+_LEAST_REPEATS = 2
 _T = TypeVar("_T")
 
 
@@ -85,10 +86,12 @@ def _step(core: "EngineCore", turn: StepTurn) -> Took:
     out = step_of(core.engine.config, turn.num_seqs, turn.num_tokens, turn.context)
     core.model_runner.execute(out)
     watch = _Watch()
-    quiet = 0
-    while quiet < turn.wanted and len(watch.seconds) < turn.most:
+    quiet = whole = 0.0
+    while len(watch.seconds) < _LEAST_REPEATS or (quiet < turn.seconds and whole < 2 * turn.seconds):
         watch(core.model_runner.execute, out)
-        quiet += watch.waits[-1] <= WAIT_SHARE * watch.seconds[-1]
+        took = watch.seconds[-1]
+        whole += took
+        quiet += took if watch.waits[-1] <= WAIT_SHARE * took else 0.0
     return watch.took()
 
 

@@ -26,8 +26,9 @@ def copy(artifact: Path, tmp_path: Path) -> Path:
 def test_a_worker_does_what_it_is_asked_for(artifact: Path) -> None:
     worker = Worker.start(Side("base", artifact), num_blocks=128, threads=1)
     assert worker.started < worker.opened.ready < worker.opened.first_token
-    step = worker.take(StepTurn(num_seqs=2, num_tokens=2, context=64, wanted=3, most=5))
-    assert 3 <= len(step.seconds) <= 5
+    step = worker.take(StepTurn(num_seqs=2, num_tokens=2, context=64, seconds=0.01))
+    assert len(step.seconds) >= 2
+    assert sum(step.seconds) >= 0.01
     assert all(0 <= wait < took for took, wait in zip(step.seconds, step.waits, strict=True))
     one = worker.take(PassTurn(workload="W1"))
     assert (len(one.seconds), one.num_first) == (32, 1)

@@ -25,8 +25,8 @@ import numpy as np
 from pllm.runtime.bench.facts import MachineFacts, now
 from pllm.runtime.errors import PllmError
 from pllm.runtime.gate.facts import common_rows, facts_of, num_blocks
-from pllm.runtime.gate.gate import GateOptions, gate
-from pllm.runtime.gate.quantity import tasks_for
+from pllm.runtime.gate.gate import SHORT, GateOptions, gate
+from pllm.runtime.gate.quantity import Quantity, tasks_for
 from pllm.runtime.gate.ratio import log_ratios
 from pllm.runtime.gate.run import GateSettings
 from pllm.runtime.gate.side import Side
@@ -38,7 +38,6 @@ from .slow_worker import SLOWDOWN
 
 ROOT = Path(__file__).resolve().parents[3]
 RESULTS = ROOT / "tests" / "perf" / "results"
-SHORT = ("decode*", "TPOT*", "prefill, 32 *", "peak memory")
 
 
 def main() -> int:
@@ -56,7 +55,6 @@ def main() -> int:
     simulating = commands.add_parser("simulate")
     simulating.add_argument("recordings", type=Path, nargs="+")
     simulating.add_argument("--seconds", type=float, default=540.0, help="of a run (%(default)g)")
-    simulating.add_argument("--short-seconds", type=float, default=150.0, help="of a short run (%(default)g)")
     simulating.add_argument("--output", type=Path, default=RESULTS)
     simulating.set_defaults(run=simulate_runs)
     living = commands.add_parser("live")
@@ -76,20 +74,21 @@ def record_trios(arguments: argparse.Namespace) -> int:
     base, new = Side("base", arguments.artifact), Side("new", arguments.copy or arguments.artifact)
     facts = facts_of(base), facts_of(new)
     spec = TrioSpec(base, new, tasks_for(common_rows(*facts)), arguments.rounds, num_blocks(facts))
-    for number, trio in enumerate(record(spec, arguments.seconds, arguments.output), 1):
+    for number, trio in enumerate(record(spec, facts[0], arguments.seconds, arguments.output), 1):
         print(f"trio {number}: {trio.seconds:.1f} s", file=sys.stderr, flush=True)
     return 0
 
 
 def simulate_runs(arguments: argparse.Namespace) -> int:
-    trios = read(*arguments.recordings)
+    facts, trios = read(*arguments.recordings)
+    quantities = quantities_of(facts)
     slower = {name: 1 + SLOWDOWN for name in trios[0].costs if name.startswith("decode")}
-    full, short = GateSettings(seconds=arguments.seconds), GateSettings(seconds=arguments.short_seconds)
+    full = GateSettings(seconds=arguments.seconds)
     found = {
-        "against itself": _runs(trios, full, 200, {}, ("*",)),
-        "decode 5% slower": _runs(trios, full, 100, slower, ("*",)),
-        "short, against itself": _runs(trios, short, 200, {}, SHORT),
-        "short, decode 5% slower": _runs(trios, short, 100, slower, SHORT),
+        "against itself": _runs(trios, quantities, GateOptions(settings=full), 200, {}),
+        "decode 5% slower": _runs(trios, quantities, GateOptions(settings=full), 100, slower),
+        "short, against itself": _runs(trios, quantities, SHORT, 200, {}),
+        "short, decode 5% slower": _runs(trios, quantities, SHORT, 100, slower),
     }
     document = {
         "date": now(),
@@ -99,7 +98,7 @@ def simulate_runs(arguments: argparse.Namespace) -> int:
         "num_trios": len(trios),
         "median_seconds_a_trio": round(statistics.median(trio.seconds for trio in trios), 2),
         "share_of_time_waiting_for_cores": round(statistics.fmean(w for trio in trios for w in trio.waits), 4),
-        "settings": {"full": asdict(full), "short": asdict(short), "short_quantities": SHORT},
+        "settings": {"full": asdict(full), "short": asdict(SHORT)},
         "noise": _noise(trios),
         "runs": {name: _summary(outcomes) for name, outcomes in found.items()},
     }
@@ -111,11 +110,14 @@ def simulate_runs(arguments: argparse.Namespace) -> int:
 
 
 def _runs(
-    trios: Sequence[Trio], settings: GateSettings, count: int, factors: Mapping[str, float], names: Sequence[str]
+    trios: Sequence[Trio],
+    quantities: Sequence[Quantity],
+    options: GateOptions,
+    count: int,
+    factors: Mapping[str, float],
 ) -> list[Outcome]:
-    options = GateOptions(quantities=tuple(names))
-    quantities = [quantity for quantity in quantities_of(trios) if options.wants(quantity.name)]
-    return [simulate(trios, quantities, settings, factors=factors, seed=seed) for seed in range(count)]
+    wanted = [quantity for quantity in of if options.wants(quantity.name)]
+    return [simulate(trios, wanted, options.settings, factors=factors, seed=seed) for seed in range(count)]
 
 
 def _summary(outcomes: Sequence[Outcome]) -> dict[str, object]:

@@ -10,13 +10,12 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from pllm.runtime.gate.check import Verdict, verdict_of
-from pllm.runtime.gate.quantity import FIRST_TOKEN, PEAK_MEMORY, READY, Quantity
+from pllm.runtime.gate.facts import Facts
+from pllm.runtime.gate.quantity import FIRST_TOKEN, PEAK_MEMORY, READY, Quantity, tasks_for
 from pllm.runtime.gate.run import GateRun, GateSettings
 from pllm.runtime.gate.trio import Trio
 
 __all__ = ["Outcome", "quantities_of", "simulate"]
-
-_OF_PROCESSES = {quantity.name: quantity for quantity in (READY, FIRST_TOKEN, PEAK_MEMORY)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +29,10 @@ class Outcome:
     num_trios: int
 
 
-def quantities_of(trios: Sequence[Trio]) -> list[Quantity]:
-    """Those that the recording has, with the precision that the gate asks of each."""
-    return [_OF_PROCESSES.get(name, Quantity(name, "", 1.0)) for name in trios[0].costs]
+def quantities_of(facts: Facts) -> list[Quantity]:
+    """Those that the gate would time, in its order."""
+    timed = [quantity for task in tasks_for(facts.rows) for quantity in task.quantities]
+    return [*timed, READY, FIRST_TOKEN, PEAK_MEMORY]
 
 
 def simulate(
