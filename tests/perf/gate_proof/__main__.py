@@ -116,7 +116,7 @@ def _runs(
     count: int,
     factors: Mapping[str, float],
 ) -> list[Outcome]:
-    wanted = [quantity for quantity in of if options.wants(quantity.name)]
+    wanted = [quantity for quantity in quantities if options.wants(quantity.name)]
     return [simulate(trios, wanted, options.settings, factors=factors, seed=seed) for seed in range(count)]
 
 
