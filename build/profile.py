@@ -6,7 +6,9 @@ from pllm.build.measurement import Question, ask
 from pllm.build.pipeline import Build
 from pllm.build.progress import StageProgress
 from pllm.build.rehearsal import RehearsalSpec
+from pllm.runtime.gate.calibration import Calibration
 from pllm.runtime.latencies import Latencies
+from pllm.runtime.machine import cpu_name
 from pllm.runtime.manifest import EngineDefaults
 from pllm.runtime.memory import MemoryLedger, format_bytes
 
@@ -18,8 +20,9 @@ def profile(build: Build, progress: StageProgress) -> None:
     engine = build.recipe.engine
     buckets = tuple(sorted(int(bucket) for bucket in engine.buckets))
     measured = ask(Question(RehearsalSpec.of(build), buckets))
-    rows = msgspec.json.format(msgspec.json.encode(Latencies((*measured.decode, *measured.prefill))), indent=1)
-    build.staging.path("measured/latency.json").write_bytes(rows + b"\n")
+    latencies = Latencies((*measured.decode, *measured.prefill), Calibration().seconds(), cpu_name())
+    document = msgspec.json.format(msgspec.json.encode(latencies), indent=1)
+    build.staging.path("measured/latency.json").write_bytes(document + b"\n")
     target = engine.inter_token_target_ms
     within = [row.num_tokens for row in measured.prefill if target is None or row.ms <= target]
     chunk = max(within, default=measured.prefill[0].num_tokens)

@@ -19,9 +19,12 @@ class Latency(msgspec.Struct, frozen=True):
 
 
 class Latencies(msgspec.Struct, frozen=True):
-    """``measured/latency.json``."""
+    """``measured/latency.json``. ``calibration``: seconds of the calibration kernel (`gate.calibration`) beside them;
+    ``cpu``: where that was. An older build has neither."""
 
     rows: tuple[Latency, ...]
+    calibration: float | None = None
+    cpu: str = ""
 
     @classmethod
     def read(cls, path: Path) -> "Latencies":

@@ -17,6 +17,7 @@ __all__ = [
     "available_memory",
     "cpu_count",
     "cpu_features",
+    "cpu_name",
     "glibc_version",
     "torch_cuda_version",
     "torch_version",
@@ -60,6 +61,19 @@ def cpu_features(root: Path = _ROOT) -> frozenset[str]:
     except OSError:
         pass
     return frozenset()
+
+
+def cpu_name(root: Path = _ROOT) -> str:
+    """What ``/proc/cpuinfo`` calls the first processor's model; the architecture where it does not say."""
+    try:
+        with (root / "proc/cpuinfo").open(encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                name, _, value = line.partition(":")
+                if name.strip() == "model name":
+                    return value.strip()
+    except OSError:
+        pass
+    return os.uname().machine
 
 
 def glibc_version() -> str:

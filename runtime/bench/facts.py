@@ -5,11 +5,10 @@ import platform
 import time
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 from pllm import __version__
 from pllm.runtime.artifact import Manifest
-from pllm.runtime.machine import cpu_count, cpu_features
+from pllm.runtime.machine import cpu_count, cpu_features, cpu_name
 
 __all__ = ["MachineFacts", "artifact_facts", "now"]
 
@@ -40,7 +39,7 @@ class MachineFacts:
             except PackageNotFoundError:
                 versions[package] = "absent"
         return cls(
-            cpu=_cpu_name(),
+            cpu=cpu_name(),
             cores=cpu_count(),
             features=tuple(name for name in _TELLING if name in have),
             memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
@@ -78,15 +77,3 @@ def artifact_facts(manifest: Manifest) -> dict[str, object]:
 def now() -> str:
     """The time of day in ISO 8601, UTC."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-
-
-def _cpu_name() -> str:
-    try:
-        with Path("/proc/cpuinfo").open(encoding="utf-8", errors="replace") as lines:
-            for line in lines:
-                name, _, value = line.partition(":")
-                if name.strip() == "model name":
-                    return value.strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()

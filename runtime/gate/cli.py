@@ -30,12 +30,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     checkouts.add_argument("--recipe", metavar="FILE", help="what both build (recipes/quickstart.toml)")
     checkouts.add_argument("--work", type=Path, metavar="DIR", help="where both are built, and kept for the next time")
     parser.add_argument("--only", choices=["counts", "timings"], help="what has no noise, or what has")
-    parser.add_argument(
-        "--quantities", nargs="+", default=["*"], metavar="PATTERN", help="those that are timed, such as 'decode*'"
-    )
-    parser.add_argument(
-        "--seconds", type=float, default=300.0, metavar="S", help="time to settle them in (%(default)g)"
-    )
+    parser.add_argument("--short", action="store_true", help="a minute or two: decoding, a small prompt, memory")
+    parser.add_argument("--quantities", nargs="+", metavar="PATTERN", help="what is timed, such as 'decode*' (all)")
+    parser.add_argument("--seconds", type=float, metavar="S", help="time to settle them in (300; --short: 150)")
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="of each side (%(default)s)")
     parser.add_argument("--itself", action="store_true", help="let base and new be the same, to see a machine's noise")
     for kind in ("json", "markdown", "html"):
@@ -45,7 +42,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 def main(arguments: Namespace) -> int:
     """Print the report and write it; the verdict's exit code."""
     from pllm.runtime.bench.report import check_target, say
-    from pllm.runtime.gate.gate import SHORT, GateOptions, gate
+    from pllm.runtime.gate.gate import SHORT, GateOptions, gate, gate_certificate
     from pllm.runtime.gate.page import page
 
     targets = (arguments.json, arguments.markdown, arguments.html)
@@ -61,8 +58,11 @@ def main(arguments: Namespace) -> int:
         options = replace(options, settings=replace(options.settings, seconds=arguments.seconds))
     if arguments.quantities is not None:
         options = replace(options, quantities=tuple(arguments.quantities))
-    with _sides(arguments) as (base, new):
-        report = gate(base, new, options, said=say)
+    if len(arguments.artifacts) == 1 and not (arguments.base_ref or arguments.pin):
+        report = gate_certificate(Side("here", arguments.artifacts[0]), options, said=say)
+    else:
+        with _sides(arguments) as (base, new):
+            report = gate(base, new, options, said=say)
     for target, content in zip(targets, (report.document(), report.markdown(), page(report)), strict=True):
         if target is not None:
             target.write_text(content, encoding="utf-8")
@@ -84,6 +84,6 @@ def _sides(arguments: Namespace) -> Iterator[tuple[Side, Side]]:
             yield sides
         return
     if given != 2 or arguments.base_ref or arguments.pin:
-        raise UserInputError("give two artifacts, BASE and NEW, or --base-ref REF, or --pin FILE; --help tells more")
+        raise UserInputError("give one artifact, or two, or --base-ref REF, or --pin FILE; --help tells more")
     base, new = arguments.artifacts
     yield Side("base", base), Side("new", new)

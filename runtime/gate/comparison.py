@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pllm.runtime.gate.quantity import Quantity
 from pllm.runtime.gate.ratio import Ratio, log_ratios
 
-__all__ = ["LEAST_THRESHOLD", "Comparison"]
+__all__ = ["Comparison"]
 
-LEAST_THRESHOLD = 0.02
 _TIMES_NOISE = 3
 
 
@@ -41,7 +40,7 @@ class Comparison:
     @property
     def threshold(self) -> float:
         """The share of the base by which the new side must cost more before anybody is alarmed."""
-        return max(LEAST_THRESHOLD, _TIMES_NOISE * self.noise.half_width)
+        return max(self.quantity.bound, _TIMES_NOISE * self.noise.half_width)
 
     @property
     def is_settled(self) -> bool:

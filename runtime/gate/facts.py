@@ -17,6 +17,7 @@ from pllm.runtime.artifact import Artifact
 from pllm.runtime.errors import PllmError, UserInputError
 from pllm.runtime.gate.side import Side
 from pllm.runtime.latencies import Latencies, Latency
+from pllm.runtime.machine import cpu_count
 
 __all__ = ["Facts", "common_rows", "facts_of", "num_blocks"]
 
@@ -41,6 +42,11 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     max_model_len: int
     rows: tuple[Latency, ...]
     """The certificate's latency table."""
+    calibration: float | None = None
+    cpu: str = ""
+    """Where the table was measured, and the calibration kernel's seconds there."""
+    threads: int = 1
+    """That the engine has where nobody says otherwise; the table was measured with as many."""
 
     @classmethod
     def of(cls, artifact: Path) -> "Facts":
@@ -51,7 +57,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
         for name, entry in sorted(manifest.files.items()):
             if name != manifest.latency:
                 content.update(f"{entry.sha256}  {name}\n".encode())
-        latencies = msgspec.json.decode(opened.path(manifest.latency).read_bytes(), type=Latencies)
+        latencies = Latencies.read(opened.path(manifest.latency))
+        threads = manifest.engine.threads
         return cls(
             name=manifest.name,
             recipe=manifest.provenance.recipe,
@@ -62,6 +69,9 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
             block_size=manifest.kv.block_size,
             max_model_len=manifest.engine.max_model_len,
             rows=latencies.rows,
+            calibration=latencies.calibration,
+            cpu=latencies.cpu,
+            threads=threads if isinstance(threads, int) else cpu_count(),
         )
 
     def is_same(self, other: "Facts") -> bool:

@@ -12,16 +12,16 @@ from pllm.runtime.bench.facts import MachineFacts, now
 from pllm.runtime.errors import UserInputError
 from pllm.runtime.gate.calibration import Calibration
 from pllm.runtime.gate.check import Check, Verdict
-from pllm.runtime.gate.comparison import LEAST_THRESHOLD
 from pllm.runtime.gate.counts import Counts, check_counts
 from pllm.runtime.gate.facts import Facts, common_rows, facts_of, num_blocks
-from pllm.runtime.gate.quantity import FIRST_TOKEN, PEAK_MEMORY, READY, Task, tasks_for
+from pllm.runtime.gate.own_certificate import CertifiedTask, machine_check, run_against_certificate
+from pllm.runtime.gate.quantity import FIRST_TOKEN, LEAST_BOUND, PEAK_MEMORY, READY, Quantity, tasks_for
 from pllm.runtime.gate.report import GateReport
 from pllm.runtime.gate.run import GateRun, GateSettings
 from pllm.runtime.gate.side import Side
-from pllm.runtime.gate.trio import Trio, TrioSpec, measure_trio
+from pllm.runtime.gate.trio import Task, Trio, TrioSpec, measure_trio
 
-__all__ = ["SHORT", "GateOptions", "gate"]
+__all__ = ["SHORT", "GateOptions", "gate", "gate_certificate"]
 
 _COUNTS = Path("pllm", "runtime", "gate", "counts.py")
 _OF_PROCESSES = (READY, FIRST_TOKEN, PEAK_MEMORY)
@@ -76,6 +76,36 @@ def gate(base: Side, new: Side, options: GateOptions, said: Callable[[str], None
     return GateReport(sides, tuple(checks), run, asdict(options), machine, now())
 
 
+def gate_certificate(side: Side, options: GateOptions, said: Callable[[str], None] = lambda _: None) -> GateReport:
+    """An artifact against its own certificate; ``options.threads`` is not asked: it is as when it was built.
+
+    Raises as `gate`.
+    """
+    machine = MachineFacts.here("torch", "numpy")
+    facts = facts_of(side)
+    calibration = Calibration()
+    first = machine_check(facts, machine.cpu, min(calibration.seconds() for _ in range(10)))
+    run = None
+    if first.verdict is Verdict.PASS:
+        tasks = [task for task in map(CertifiedTask, facts.rows) if options.wants(task.quantity.name)]
+        if not tasks:
+            raise _no_quantity(options, [CertifiedTask(row).quantity for row in facts.rows])
+        spec = TrioSpec(side, side, (), 1, num_blocks([facts]), facts.threads)
+
+        def measure(number: int, names: Collection[str]) -> Trio:
+            wanted = tuple(task for task in tasks if task.quantity.name in names)
+            return measure_trio(replace(spec, tasks=wanted), number, calibration.seconds)
+
+        run = run_against_certificate(measure, tasks, options.settings, said)
+    checks = (first, *(() if run is None else run.checks()))
+    return GateReport({"certificate": facts, side.label: facts}, checks, run, asdict(options), machine, now())
+
+
+def _no_quantity(options: GateOptions, quantities: Sequence[Quantity]) -> UserInputError:
+    names = ", ".join(quantity.name for quantity in quantities)
+    return UserInputError(f"no quantity is called {' or '.join(options.quantities)}: there are {names}")
+
+
 def _counts(side: Side) -> Counts:
     """What the side's own code counts; nothing where that is older than the counts."""
     if side.path is not None and not (side.path / _COUNTS).is_file():
@@ -90,8 +120,7 @@ def _timed(
     found = [quantity for task in tasks for quantity in task.quantities] + list(_OF_PROCESSES)
     quantities = [quantity for quantity in found if options.wants(quantity.name)]
     if not quantities:
-        names = ", ".join(quantity.name for quantity in found)
-        raise UserInputError(f"no quantity is called {' or '.join(options.quantities)}: there are {names}")
+        raise _no_quantity(options, found)
     spec = TrioSpec(base, new, tuple(tasks), options.rounds, num_blocks(facts), options.threads)
     calibration = Calibration()
 
@@ -111,6 +140,6 @@ def _gives(task: Task, names: Collection[str]) -> bool:
 def _size(base: Facts, new: Facts) -> Check:
     """Exact, and still with the common bound: another instruction in a program is no regression."""
     change = new.num_bytes / base.num_bytes - 1
-    verdict = Verdict.REGRESSION if change > LEAST_THRESHOLD else Verdict.PASS
-    told = f"{100 * change:+.2f}%; bound {100 * LEAST_THRESHOLD:+.1f}%"
+    verdict = Verdict.REGRESSION if change > LEAST_BOUND else Verdict.PASS
+    told = f"{100 * change:+.2f}%; bound {100 * LEAST_BOUND:+.1f}%"
     return Check("artifact size", base.num_bytes / (1 << 20), new.num_bytes / (1 << 20), verdict, told, "MiB")

@@ -11,12 +11,25 @@ from pllm.runtime.gate.quiet import quiet_duration
 from pllm.runtime.gate.turns import PassTurn, StepTurn, Took
 from pllm.runtime.latencies import Latency
 
-__all__ = ["FIRST_TOKEN", "PEAK_MEMORY", "READY", "PassTask", "Quantity", "StepTask", "Task", "tasks_for"]
+__all__ = [
+    "FIRST_TOKEN",
+    "LEAST_BOUND",
+    "PEAK_MEMORY",
+    "READY",
+    "PassTask",
+    "Quantity",
+    "StepTask",
+    "name_of",
+    "tasks_for",
+]
+
+LEAST_BOUND = 0.02
 
 
 @dataclass(frozen=True, slots=True)
 class Quantity:
     """``precision``: half the width of the interval of base against base, as a share, at which enough is known.
+    ``bound``: the share of the base by which the new side may cost more at least, before anybody is alarmed.
 
     A cost is shown times ``scale`` in ``unit``; as a rate, ``scale`` over the cost.
     """
@@ -26,6 +39,7 @@ class Quantity:
     scale: float
     precision: float = 0.01
     is_rate: bool = False
+    bound: float = LEAST_BOUND
 
     def shown(self, cost: float) -> float:
         """The cost as people read it, in ``unit``."""
@@ -97,18 +111,20 @@ class PassTask:
         return {quantity: cost for quantity, cost in found if quantity is not None}
 
 
-Task = StepTask | PassTask
-
-
-def tasks_for(rows: Sequence[Latency]) -> tuple[Task, ...]:
+def tasks_for(rows: Sequence[Latency]) -> tuple[StepTask | PassTask, ...]:
     """A task for each row of a latency table, then one request (W1) and eight at once (W2) through the engine."""
     return (*map(_step, rows), *_passes())
 
 
+def name_of(row: Latency) -> str:
+    """What a row of the latency table times."""
+    if row.num_seqs == row.num_tokens and row.context > 1:
+        return f"decode, {row.num_seqs} sequence{'s' if row.num_seqs > 1 else ''}"
+    return f"prefill, {row.num_tokens} tokens"
+
+
 def _step(row: Latency) -> StepTask:
-    decode = row.num_seqs == row.num_tokens and row.context > 1
-    sequences = f"{row.num_seqs} sequence{'s' if row.num_seqs > 1 else ''}"
-    name = f"decode, {sequences}" if decode else f"prefill, {row.num_tokens} tokens"
+    name = name_of(row)
     turn = StepTurn(num_seqs=row.num_seqs, num_tokens=row.num_tokens, context=row.context, seconds=_TURN)
     if row.num_tokens > _SMALL:
         return StepTask(Quantity(name, "ms", 1e3, _COARSE), turn, _SELDOM)

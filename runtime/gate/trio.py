@@ -11,13 +11,14 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from statistics import fmean
+from typing import Protocol
 
-from pllm.runtime.gate.quantity import FIRST_TOKEN, PEAK_MEMORY, READY, Task
+from pllm.runtime.gate.quantity import FIRST_TOKEN, PEAK_MEMORY, READY, Quantity
 from pllm.runtime.gate.quiet import wait_share
 from pllm.runtime.gate.side import Side, Worker
-from pllm.runtime.gate.turns import Took
+from pllm.runtime.gate.turns import Took, Turn
 
-__all__ = ["BASE", "DOUBLE", "NEW", "ORDERS", "Costs", "Trio", "TrioSpec", "measure_trio"]
+__all__ = ["BASE", "DOUBLE", "NEW", "ORDERS", "Costs", "Task", "Trio", "TrioSpec", "measure_trio"]
 
 BASE, DOUBLE, NEW = range(3)
 
@@ -26,6 +27,18 @@ ORDERS = ((0, 1, 2), (2, 1, 0), (1, 2, 0), (0, 2, 1), (2, 0, 1), (1, 0, 2))
 
 Costs = tuple[float, float, float]
 """Of the base, its double and the new side."""
+
+
+class Task(Protocol):
+    """A turn, taken in ``every`` so many rounds, and the quantities that one side's answers to it tell of."""
+
+    @property
+    def every(self) -> int: ...
+    @property
+    def turn(self) -> Turn: ...
+    @property
+    def quantities(self) -> tuple[Quantity, ...]: ...
+    def costs(self, answers: Sequence[Took]) -> dict[Quantity, float]: ...
 
 
 @dataclass(frozen=True, slots=True)

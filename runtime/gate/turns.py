@@ -33,12 +33,13 @@ class Opened(msgspec.Struct, frozen=True, kw_only=True):
 
 class StepTurn(msgspec.Struct, frozen=True, kw_only=True, tag="step"):
     """One step, as `certificate.step_of` makes it, again and again after one that warms up: until quiet steps have
-    taken so many ``seconds``, or all of them twice as many; at least two."""
+    taken so many ``seconds``, or all of them twice as many; ``least`` times at least."""
 
     num_seqs: int
     num_tokens: int
     context: int
     seconds: float
+    least: int = 2
 
 
 class PassTurn(msgspec.Struct, frozen=True, kw_only=True, tag="pass"):

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-_LEAST_REPEATS = 2
 _T = TypeVar("_T")
 
 
@@ -87,7 +86,7 @@ def _step(core: "EngineCore", turn: StepTurn) -> Took:
     core.model_runner.execute(out)
     watch = _Watch()
     quiet = whole = 0.0
-    while len(watch.seconds) < _LEAST_REPEATS or (quiet < turn.seconds and whole < 2 * turn.seconds):
+    while len(watch.seconds) < turn.least or (quiet < turn.seconds and whole < 2 * turn.seconds):
         watch(core.model_runner.execute, out)
         took = watch.seconds[-1]
         whole += took

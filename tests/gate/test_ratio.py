@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pllm.runtime.gate.comparison import LEAST_THRESHOLD, Comparison
+from pllm.runtime.gate.comparison import Comparison
+from pllm.runtime.gate.quantity import LEAST_BOUND
 from pllm.runtime.gate.ratio import Ratio, log_ratios
 
 from .trios import DECODE
@@ -72,7 +73,7 @@ def test_a_machine_that_slows_down_between_trios_changes_nothing(
 
 def test_the_bound_is_three_times_what_the_base_differs_from_itself() -> None:
     quiet = Comparison.of(DECODE, [(1.0, 1.0, 1.01)] * 8)
-    assert quiet.threshold == LEAST_THRESHOLD
+    assert quiet.threshold == LEAST_BOUND
     assert quiet.is_settled
     assert not quiet.is_suspect
     # The base's double is now 4% slower, now 4% faster: whatever made that difference may make others as large.

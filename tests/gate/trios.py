@@ -15,11 +15,14 @@ PREFILL = Quantity("prefill", "ms", 1e3)
 @dataclass
 class FakeMachine:
     """Costs of one second and ten milliseconds, times a noise with heavy tails (Student's t, three degrees of freedom)
-    and a drift that all sides of a trio share. ``factors``: what the new side's costs are multiplied with."""
+    and a drift that all sides of a trio share; all of it times ``level``. ``factors``: what the new side's costs are
+    multiplied with."""
 
     factors: Mapping[str, float] = field(default_factory=dict)
     noise: float = 0.01
     noises: Mapping[str, float] = field(default_factory=dict)
+    drift: float = 0.05
+    level: float = 1.0
     seed: int = 0
     speeds: Sequence[float] = (1.0,)
     seconds_a_trio: float = 5.0
@@ -37,11 +40,13 @@ class FakeMachine:
     def measure(self, number: int, names: Collection[str]) -> Trio:
         self.now += self.seconds_a_trio
         self.wanted.append(tuple(names))
-        self._drift += 0.05 * self._rng.standard_normal()
+        self._drift += self.drift * self._rng.standard_normal()
         costs = {}
         for name in names:
             noise = self.noises.get(name, self.noise) * self._rng.standard_t(3, 3)
-            base, double, new = ((1.0 if name == "decode" else 0.01) * np.exp(self._drift + noise)).tolist()
+            base, double, new = (
+                self.level * (1.0 if name == "decode" else 0.01) * np.exp(self._drift + noise)
+            ).tolist()
             costs[name] = (base, double, new * self.factors.get(name, 1.0))
         speed = self.speeds[number % len(self.speeds)]
         return Trio(costs, (0.001 * speed, 0.0012 * speed), self.waits, self.seconds_a_trio)
