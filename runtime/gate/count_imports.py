@@ -43,7 +43,7 @@ def _is_ours(module: str) -> bool:
 def _engine(artifact: str) -> None:
     """The engine process, from its first line to a request's last token."""
     import_module("pllm.runtime.engine_process")
-    core = import_module("pllm.runtime.engine_core").EngineCore.open(artifact)
+    core = import_module("pllm.runtime.engine_core").EngineCore.open(import_module("pathlib").Path(artifact))
     params = import_module("pllm.runtime.sampling_params").SamplingParams(max_tokens=2, temperature=0.8)
     core.engine.submit(import_module("pllm.runtime.sequence").Request("0", (1, 2, 3), params, (), 0.0))
     while core.engine.has_unfinished:
