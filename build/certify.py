@@ -29,6 +29,11 @@ _LENGTHS = (3, 40, 17, 1, 33, 64, 16, 100)
 """Of the prompts, in turn: shorter and longer than a block, at its edges."""
 
 
+_WEIGHTS = {"int8": (0.05, 0.02), "int4": (0.25, 0.3)}
+_KV = {"bf16": (0.02, 0.001), "int8": (0.05, 0.005)}
+"""What rounding may cost: a logit's share of the reference's spread, and nats. Of two kinds the larger one holds."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Bounds:
     """What a recipe's [verify] section comes to."""
@@ -41,12 +46,10 @@ class _Bounds:
     def of(cls, build: Build, references: Sequence["_Reference"]) -> "_Bounds":
         verify, stored = build.recipe.verify, build.recipe.quantization
         spread = float(np.mean([np.ptp(logits, axis=1).mean() for _, logits in references]))
-        auto = {
-            "int8": cls(0.05 * spread, 0.02, 1.0),
-            "int4": cls(0.25 * spread, 0.3, 1.0),
-        }.get(stored.weights)
-        if auto is None:
-            auto = cls(0.001, 0.00001, 0.05) if build.kv.dtype == "float32" else cls(0.02 * spread, 0.001, 1.0)
+        rounded = [allowed for allowed in (_WEIGHTS.get(stored.weights), _KV.get(stored.kv)) if allowed]
+        auto = cls(0.001, 0.00001, 0.05)
+        if rounded:
+            auto = cls(max(share for share, _ in rounded) * spread, max(divergence for _, divergence in rounded), 1.0)
         asked = (verify.max_logit_error, verify.max_kl_divergence, verify.max_skipped_share)
         decided = (auto.logit_error, auto.kl_divergence, auto.skipped_share)
         return cls(*(given if isinstance(given, float) else own for given, own in zip(asked, decided, strict=True)))

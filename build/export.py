@@ -30,7 +30,6 @@ DIMS |= {"boundaries": DimRange(min=2, max=2**31 - 1)}
 
 def program_inputs(kv: KvInfo) -> tuple[TensorInfo, ...]:
     """The inputs of every program, in order."""
-    pool = ("blocks", kv.num_layers, 2, kv.num_kv_heads, kv.block_size, kv.head_dim)
     return (
         TensorInfo(name="input_ids", dtype="int64", shape=("tokens",)),
         TensorInfo(name="positions", dtype="int64", shape=("tokens",)),
@@ -38,7 +37,7 @@ def program_inputs(kv: KvInfo) -> tuple[TensorInfo, ...]:
         TensorInfo(name="query_start", dtype="int32", shape=("boundaries",)),
         TensorInfo(name="context_len", dtype="int32", shape=("sequences",)),
         TensorInfo(name="logits_index", dtype="int64", shape=("rows",)),
-        TensorInfo(name="kv", dtype=kv.dtype, shape=pool),
+        TensorInfo(name="kv", dtype=kv.dtype, shape=("blocks", *kv.block_shape)),
     )
 
 
@@ -146,7 +145,7 @@ def trace(model: torch.nn.Module, kv: KvInfo) -> Traced:
     name = type(model).__name__
     _refuse_config(name, model)
     tokens, sequences, width, rows, blocks = 6, 2, 3, 2, 16
-    pool = (blocks, kv.num_layers, 2, kv.num_kv_heads, kv.block_size, kv.head_dim)
+    pool = (blocks, *kv.block_shape)
     examples = (
         torch.zeros(tokens, dtype=torch.long),
         torch.arange(tokens),

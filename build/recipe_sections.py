@@ -138,8 +138,9 @@ class QuantizationSection:
         "auto",
     )
     kv: str = _key(
-        Choice(("auto", "float32", "bf16"), {"int8": _LATER, "fp8": _LATER}),
-        "How the KV cache is stored; auto is float32. bf16 halves its memory and its reads, and rounds.",
+        Choice(("auto", "float32", "bf16", "int8"), {"fp8": _LATER}),
+        "How the KV cache is stored; auto is float32. bf16 halves its memory and its reads, and rounds; int8, with a "
+        "scale for each key and value of a head, about quarters them.",
         "auto",
     )
 
@@ -151,15 +152,15 @@ class VerifySection:
     max_logit_error: float | str = _key(
         Number(0, 100, words=("auto",)),
         "The largest difference of any logit from the reference's, on the reference's own tokens. auto is 0.001 where "
-        "weights and KV are stored exactly; else 2% (KV in bf16), 5% (weights in int8) or 25% (int4) of the "
+        "weights and KV are stored exactly; else 2% (KV in bf16), 5% (weights or KV in int8) or 25% (int4) of the "
         "reference's spread, its largest logit less its smallest.",
         "auto",
     )
     max_kl_divergence: float | str = _key(
         Number(0, 100, words=("auto",)),
         "The largest Kullback-Leibler divergence of the next token's distribution from the reference's, in nats, mean "
-        "over those tokens. auto is 0.00001, and 0.001 (KV in bf16), 0.02 (int8) or 0.3 (int4) where something is "
-        "rounded.",
+        "over those tokens. auto is 0.00001, and 0.001 (KV in bf16), 0.005 (in int8), 0.02 (weights in int8) or 0.3 "
+        "(in int4) where something is rounded.",
         "auto",
     )
     max_skipped_share: float | str = _key(

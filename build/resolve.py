@@ -19,7 +19,8 @@ __all__ = ["CONTEXT_LIMIT", "ModelFacts", "kv_info", "refuse_download", "refuse_
 CONTEXT_LIMIT = 8192
 """The longest context that is chosen without being asked for: one sequence's KV must always fit."""
 
-_KV_DTYPES = {"auto": "float32", "float32": "float32", "bf16": "bfloat16"}
+_KV_DTYPES = {"auto": "float32", "float32": "float32", "bf16": "bfloat16", "int8": "int8"}
+_OLDEST_SM = 80
 _VALUE_BYTES = {"float32": 4.0, "bf16": 2.0, "int8": 1.0, "int4": 0.5625}
 """A weight's; int4 with its share of a scale."""
 

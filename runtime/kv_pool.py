@@ -21,11 +21,11 @@ __all__ = ["KvPool"]
 _MADV_POPULATE_WRITE = 23  # Linux 5.14; the mmap module does not name it
 _PIECE = 2 << 20  # bytes that are taken at a time: meanwhile nobody else in the process can map or unmap
 _IDLE = 19  # niceness
-_DTYPES: dict[str, Any] = {"float32": np.float32, "bfloat16": np.uint16}
+_DTYPES: dict[str, Any] = {"float32": np.float32, "bfloat16": np.uint16, "int8": np.int8}
 
 
 class KvPool:
-    """`array` is [num_blocks, num_layers, 2, num_kv_heads, block_size, head_dim], float32, or bfloat16 as uint16."""
+    """`array` is [num_blocks, *info.block_shape], in float32, bfloat16 (as uint16) or int8."""
 
     def __init__(self, info: KvInfo, num_blocks: int) -> None:
         """Reserve the memory, and have a thread that yields to all others take it from the system, zeroed.
@@ -41,7 +41,7 @@ class KvPool:
                 f"the KV pool of {format_bytes(size)} cannot be reserved ({error.strerror}): "
                 "give the engine less memory"
             ) from error
-        shape = (num_blocks, info.num_layers, 2, info.num_kv_heads, info.block_size, info.head_dim)
+        shape = (num_blocks, *info.block_shape)
         self.array: NDArray[Any] = np.frombuffer(self._map, _DTYPES[info.dtype]).reshape(shape)
         with contextlib.suppress(OSError):  # a kernel without huge pages does with small ones
             self._map.madvise(mmap.MADV_HUGEPAGE)

@@ -5,6 +5,7 @@ artifact and a reference to a file that is not listed are all refused when the m
 are row-major.
 """
 
+import math
 import re
 from typing import Annotated
 
@@ -162,10 +163,14 @@ class WeightsInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
 
 class KvInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One array for all layers: ``[num_blocks, num_layers, 2, num_kv_heads, block_size, head_dim]``."""
+    """One array for all layers: ``[num_blocks, num_layers, 2, num_kv_heads, block_size, head_dim]``.
+
+    In int8 each key and value has a scale, four bytes more in the last dimension; where they lie is told in
+    `kernels/quantization.py`.
+    """
 
     dtype: str
-    """``float32`` or ``bfloat16``."""
+    """``float32``, ``bfloat16`` or ``int8``."""
     num_layers: Positive
     num_kv_heads: Positive
     block_size: Positive
@@ -176,11 +181,19 @@ class KvInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
             raise ValueError(f"kv.dtype {self.dtype!r} is none of {', '.join(_KV_BYTES)}")
 
     @property
+    def block_shape(self) -> tuple[int, ...]:
+        """The array's dimensions after the first, in elements of ``dtype``."""
+        scale = _SCALE_BYTES if self.dtype == "int8" else 0
+        return self.num_layers, 2, self.num_kv_heads, self.block_size, self.head_dim + scale
+
+    @property
     def block_bytes(self) -> int:
-        return self.num_layers * 2 * self.num_kv_heads * self.block_size * self.head_dim * _KV_BYTES[self.dtype]
+        """Of a block's keys, values and scales in all layers."""
+        return math.prod(self.block_shape) * _KV_BYTES[self.dtype]
 
 
-_KV_BYTES = {"float32": 4, "bfloat16": 2}
+_KV_BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
+_SCALE_BYTES = 4
 
 
 class EngineDefaults(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

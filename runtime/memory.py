@@ -52,7 +52,7 @@ class MemoryLedger(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     runtime: int
     """What the process holds otherwise: libraries, the interpreter, input and sampling buffers."""
     kv_block: int
-    """One block: ``num_layers * 2 * num_kv_heads * block_size * head_dim * bytes of a value``."""
+    """One block: ``num_layers * 2 * num_kv_heads * block_size * bytes of a key``, in int8 with its scale."""
     graphs: int = 0
     """The captured graphs of all buckets, which share one memory pool; 0 on a CPU."""
 

@@ -29,6 +29,7 @@ _NUMPY = {
     "bfloat16": np.dtype(np.uint16),
     "int64": np.dtype(np.int64),
     "int32": np.dtype(np.int32),
+    "int8": np.dtype(np.int8),
 }
 _SAFETENSORS = {
     "F32": "float32",

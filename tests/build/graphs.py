@@ -90,10 +90,10 @@ def _draw(name: str, parameter: torch.Tensor) -> torch.Tensor:
     return torch.randn_like(parameter) * scale
 
 
-def traced_of(checkpoint: Checkpoint) -> tuple[Traced, KvInfo]:
+def traced_of(checkpoint: Checkpoint, kv_dtype: str = "float32") -> tuple[Traced, KvInfo]:
     config = transformers.AutoConfig.from_pretrained(checkpoint.directory)
     kv = KvInfo(
-        dtype="float32",
+        dtype=kv_dtype,
         num_layers=config.num_hidden_layers,
         num_kv_heads=config.num_key_value_heads,
         block_size=BLOCK_SIZE,
@@ -122,8 +122,8 @@ class PagedModel:
         config = transformers.AutoConfig.from_pretrained(checkpoint.directory)
         weights = ModelWeights(skeleton(config, paged_attention), checkpoint)
         self._constants = {name: materialise(source, weights) for name, source in traced.sources.items()}
-        shape = (num_blocks, kv.num_layers, 2, kv.num_kv_heads, kv.block_size, kv.head_dim)
-        self._pool = torch.full(shape, 7.0)  # what was never written must not be read
+        # What was never written must not be read.
+        self._pool = torch.full((num_blocks, *kv.block_shape), 7, dtype=getattr(torch, kv.dtype))
         self._free = torch.randperm(num_blocks, generator=torch.Generator().manual_seed(1)).tolist()
         self._tables: dict[int, list[int]] = {}
         self._lengths: dict[int, int] = {}

@@ -40,10 +40,13 @@ def numbers(pool: KvPool) -> list[float]:
     return pool.array[:, 0, 0, 0, 0, 0].tolist()
 
 
-@pytest.mark.parametrize(("dtype", "numpy_dtype"), [("float32", np.float32), ("bfloat16", np.uint16)])
-def test_it_is_one_array_of_zeros(dtype: str, numpy_dtype: type) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "numpy_dtype", "width"), [("float32", np.float32, 8), ("bfloat16", np.uint16, 8), ("int8", np.int8, 12)]
+)
+def test_it_is_one_array_of_zeros(dtype: str, numpy_dtype: type, width: int) -> None:
+    """In int8 with room for a scale, four bytes, beside each key and value."""
     with closing(KvPool(info(dtype), 7)) as pool:
-        assert pool.array.shape == (7, 2, 2, 3, 16, 8)
+        assert pool.array.shape == (7, 2, 2, 3, 16, width)
         assert pool.array.dtype == numpy_dtype
         assert pool.array.nbytes == 7 * info(dtype).block_bytes
         assert pool.array.flags.c_contiguous
