@@ -45,10 +45,10 @@ class GateOptions:
 
 
 SHORT = GateOptions(
-    settings=GateSettings(seconds=150.0),
+    settings=GateSettings(seconds=240.0),
     quantities=("decode*", "prefill, 32 *", "TPOT*", PEAK_MEMORY.name),
 )
-"""A minute or two: what settles soon on a restless machine too."""
+"""A minute on a quiet machine, some on a restless one: what settles soon."""
 
 
 def gate(base: Side, new: Side, options: GateOptions, said: Callable[[str], None] = lambda _: None) -> GateReport:
