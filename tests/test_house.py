@@ -11,8 +11,22 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 CODE = ("build", "runtime", "kernels")
-FOLDERS = (*CODE, "pllm", "recipes", "tests", ".ci")
-TEXT = (".py", ".toml", ".md", ".cpp", ".h", ".json", ".jinja", ".gitignore", ".importlinter", "Makefile", "run")
+FOLDERS = (*CODE, "pllm", "recipes", "tests", ".ci", ".github")
+TEXT = (
+    ".py",
+    ".toml",
+    ".md",
+    ".cpp",
+    ".h",
+    ".json",
+    ".jinja",
+    ".yml",
+    ".sh",
+    ".gitignore",
+    ".importlinter",
+    "Makefile",
+    "run",
+)
 HEAVY = ("torch", "transformers", "sympy", "triton", "pydantic", "pllm.build")
 
 

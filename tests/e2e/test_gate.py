@@ -8,6 +8,7 @@ import pytest
 
 from pllm.cli import main
 from pllm.runtime.errors import ArtifactError, UserInputError
+from pllm.runtime.gate.check import Check, Verdict
 from pllm.runtime.gate.facts import common_rows, facts_of
 from pllm.runtime.gate.gate import GateOptions, gate
 from pllm.runtime.gate.quantity import tasks_for
@@ -84,3 +85,20 @@ def test_who_asks_for_nothing_that_there_is(artifact: Path) -> None:
 def test_a_side_that_is_no_artifact(artifact: Path, tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="is no artifact"):
         gate(Side("base", artifact), Side("new", tmp_path), GateOptions())
+
+
+def test_against_its_own_certificate(artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever this machine's speed is now, beside that of the build: the check of it has a test of its own."""
+    same = Check("machine", None, None, Verdict.PASS)
+    monkeypatch.setattr("pllm.runtime.gate.gate.machine_check", lambda *_: same)
+    target = tmp_path / "gate.json"
+    main(["gate", str(artifact), "--seconds", "0.1", "--quantities", "decode, 1 *", "--json", str(target)])
+    document = json.loads(target.read_text())
+    facts = document["sides"]["certificate"]
+    assert facts["calibration"] > 0
+    assert facts["cpu"]
+    rows = json.loads((artifact / "measured" / "latency.json").read_text())["rows"]
+    assert [(each["name"], each["base"]) for each in document["timings"]] == [
+        ("decode, 1 sequence", pytest.approx(rows[0]["ms"] / 1e3))
+    ]
+    assert 0 < document["timings"][0]["new"] < 100
