@@ -95,7 +95,8 @@ class GateRun:
         while open_names and clock() - began < settings.seconds:
             sample.take(open_names)
             if len(sample.kept) >= settings.least:
-                open_names = [each.quantity.name for each in sample.comparisons() if not each.is_settled]
+                # All of them once more at the end: which trios count may have changed for what was settled before.
+                open_names = sample.unsettled(open_names) or sample.unsettled([each.name for each in quantities])
             said(f"{len(sample.kept)} trios in {clock() - began:.0f} s, {len(open_names)} quantities to settle")
         comparisons = sample.comparisons()
         votes: Mapping[str, Vote] = {}
@@ -158,14 +159,19 @@ class _Sample:
     def take(self, names: Collection[str]) -> None:
         self.taken.append(self._fresh(names))
 
-    def comparisons(self) -> list[Comparison]:
-        """Of the quantities that at least one trio tells of, in their order."""
+    def comparisons(self, names: Collection[str] | None = None) -> list[Comparison]:
+        """Of the quantities, or those of these names, that at least one trio tells of, in their order."""
         kept = self.kept
         found = (
             (quantity, [trio.costs[quantity.name] for trio in kept if quantity.name in trio.costs])
             for quantity in self._quantities
+            if names is None or quantity.name in names
         )
         return [Comparison.of(quantity, costs) for quantity, costs in found if costs]
+
+    def unsettled(self, names: Collection[str]) -> list[str]:
+        """Those of which not enough is known."""
+        return [each.quantity.name for each in self.comparisons(names) if not each.is_settled]
 
     def ballot(self, names: Collection[str], size: int) -> list[Trio]:
         """``size`` fresh trios that count; fewer where the machine is too restless for them."""

@@ -54,7 +54,7 @@ def main() -> int:
     recording.set_defaults(run=record_trios)
     simulating = commands.add_parser("simulate")
     simulating.add_argument("recordings", type=Path, nargs="+")
-    simulating.add_argument("--seconds", type=float, default=540.0, help="of a run (%(default)g)")
+    simulating.add_argument("--seconds", type=float, default=420.0, help="of a run (%(default)g)")
     simulating.add_argument("--output", type=Path, default=RESULTS)
     simulating.set_defaults(run=simulate_runs)
     living = commands.add_parser("live")
