@@ -116,11 +116,12 @@ def _counts(side: Side) -> Counts:
 def _timed(
     base: Side, new: Side, facts: tuple[Facts, Facts], options: GateOptions, said: Callable[[str], None]
 ) -> GateRun:
-    tasks = [task for task in tasks_for(common_rows(*facts)) if any(options.wants(q.name) for q in task.quantities)]
-    found = [quantity for task in tasks for quantity in task.quantities] + list(_OF_PROCESSES)
+    possible = tasks_for(common_rows(*facts))
+    found = [*(quantity for task in possible for quantity in task.quantities), *_OF_PROCESSES]
     quantities = [quantity for quantity in found if options.wants(quantity.name)]
     if not quantities:
         raise _no_quantity(options, found)
+    tasks = [task for task in possible if any(quantity in quantities for quantity in task.quantities)]
     spec = TrioSpec(base, new, tuple(tasks), options.rounds, num_blocks(facts), options.threads)
     calibration = Calibration()
 

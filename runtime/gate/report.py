@@ -58,11 +58,13 @@ class GateReport:
         return "\n".join([*lines, "</details>", ""])
 
     def table(self) -> Table:
-        """For the terminal."""
-        table = Table()
+        """For the terminal: what is not the same on both sides."""
+        told = [check for check in self.checks if check.verdict is not Verdict.PASS or check.reason != "the same"]
+        same = len(self.checks) - len(told)
+        table = Table(caption=f"{same} more are the same on both sides" if same else None)
         for column in ("", "what", "base", "new", "unit", "why"):
             table.add_column(column, justify="right" if column in ("base", "new") else "left", overflow="fold")
-        for check in self.checks:
+        for check in told:
             mark = f"[{_COLOURS[check.verdict]}]{_MARKS[check.verdict]}[/]"
             cells = (check.name, figure(check.base), figure(check.new), check.unit, check.reason)
             table.add_row(mark, *map(escape, cells))

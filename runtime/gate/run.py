@@ -72,6 +72,7 @@ class GateRun:
     """What came out. ``votes``: on each suspect, by its name; ``trios``: those that count; ``num_drifted``: how many do
     not; ``seconds``: what all of it took."""
 
+    settings: GateSettings
     comparisons: tuple[Comparison, ...]
     votes: Mapping[str, Vote]
     trios: tuple[Trio, ...]
@@ -100,12 +101,12 @@ class GateRun:
             said(f"{len(sample.kept)} trios in {clock() - began:.0f} s, {len(open_names)} quantities to settle")
         comparisons = sample.comparisons()
         votes: Mapping[str, Vote] = {}
-        suspects = [each for each in comparisons if each.is_suspect]
+        suspects = [each for each in comparisons if each.is_suspect and len(each.pairs) >= settings.least]
         if suspects:
             said(f"looks slower, and is put to the vote: {', '.join(each.quantity.name for each in suspects)}")
             votes = _votes(sample, suspects, settings.ballot)
         drifted = len(sample.taken) - len(sample.kept)
-        return cls(tuple(comparisons), votes, tuple(sample.kept), drifted, clock() - began)
+        return cls(settings, tuple(comparisons), votes, tuple(sample.kept), drifted, clock() - began)
 
     def checks(self) -> list[Check]:
         """One for each quantity, one for the machine, one for the company that the sides had."""
@@ -119,7 +120,7 @@ class GateRun:
         if vote is not None:
             verdict = vote.verdict
             told += f"; {vote.num_agreed} of {len(vote.ratios)} fresh runs agree"
-        if verdict is Verdict.PASS and not found.is_settled:
+        if verdict is Verdict.PASS and not (found.is_settled and len(found.pairs) >= self.settings.least):
             verdict = Verdict.VOID
             told += f"; not known to {quantity.precision:.0%} after {len(found.pairs)} trios"
         return Check(quantity.name, quantity.shown(found.base), quantity.shown(found.new), verdict, told, quantity.unit)

