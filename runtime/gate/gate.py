@@ -13,6 +13,7 @@ from pllm.runtime.errors import UserInputError
 from pllm.runtime.gate.calibration import Calibration
 from pllm.runtime.gate.check import Check, Verdict
 from pllm.runtime.gate.counts import Counts, check_counts
+from pllm.runtime.gate.double import double_of
 from pllm.runtime.gate.facts import Facts, common_rows, facts_of, num_blocks
 from pllm.runtime.gate.own_certificate import CertifiedTask, machine_check, run_against_certificate
 from pllm.runtime.gate.quantity import FIRST_TOKEN, LEAST_BOUND, PEAK_MEMORY, READY, Quantity, tasks_for
@@ -70,7 +71,8 @@ def gate(base: Side, new: Side, options: GateOptions, said: Callable[[str], None
         said("what has no noise: counts and sizes")
         checks += [_size(*facts), *check_counts(_counts(base), _counts(new))]
     if options.only != "counts":
-        run = _timed(base, new, facts, options, said)
+        with double_of(base, facts[0].num_bytes) as double:
+            run = _timed((base, double, new), facts, options, said)
         checks += run.checks()
     sides = {base.label: facts[0], new.label: facts[1]}
     return GateReport(sides, tuple(checks), run, asdict(options), machine, now())
@@ -90,7 +92,7 @@ def gate_certificate(side: Side, options: GateOptions, said: Callable[[str], Non
         tasks = [task for task in map(CertifiedTask, facts.rows) if options.wants(task.quantity.name)]
         if not tasks:
             raise _no_quantity(options, [CertifiedTask(row).quantity for row in facts.rows])
-        spec = TrioSpec(side, side, (), 1, num_blocks([facts]), facts.threads)
+        spec = TrioSpec(side, side, side, (), 1, num_blocks([facts]), facts.threads)
 
         def measure(number: int, names: Collection[str]) -> Trio:
             wanted = tuple(task for task in tasks if task.quantity.name in names)
@@ -114,7 +116,7 @@ def _counts(side: Side) -> Counts:
 
 
 def _timed(
-    base: Side, new: Side, facts: tuple[Facts, Facts], options: GateOptions, said: Callable[[str], None]
+    sides: tuple[Side, Side, Side], facts: tuple[Facts, Facts], options: GateOptions, said: Callable[[str], None]
 ) -> GateRun:
     possible = tasks_for(common_rows(*facts))
     found = [*(quantity for task in possible for quantity in task.quantities), *_OF_PROCESSES]
@@ -122,7 +124,7 @@ def _timed(
     if not quantities:
         raise _no_quantity(options, found)
     tasks = [task for task in possible if any(quantity in quantities for quantity in task.quantities)]
-    spec = TrioSpec(base, new, tuple(tasks), options.rounds, num_blocks(facts), options.threads)
+    spec = TrioSpec(*sides, tuple(tasks), options.rounds, num_blocks(facts), options.threads)
     calibration = Calibration()
 
     def measure(number: int, names: Collection[str]) -> Trio:

@@ -57,6 +57,7 @@ class TrioSpec:
     """What is measured: ``num_blocks`` KV blocks for each side, ``rounds`` rounds of ``tasks``."""
 
     base: Side
+    double: Side
     new: Side
     tasks: tuple[Task, ...]
     rounds: int
@@ -70,7 +71,7 @@ def measure_trio(spec: TrioSpec, number: int, calibrate: Callable[[], float]) ->
     Raises what a side ended with.
     """
     began = time.monotonic()
-    sides = (spec.base, spec.base, spec.new)
+    sides = (spec.base, spec.double, spec.new)
     with ExitStack() as running:
         workers: dict[int, Worker] = {}
         for place in ORDERS[number % len(ORDERS)]:

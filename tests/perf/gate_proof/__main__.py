@@ -5,13 +5,14 @@
     ... -m gate_proof simulate .scratch/trios.jsonl      200 runs of a thing against itself, 100 of 5% slower decoding
     ... -m gate_proof live --artifact artifacts/quickstart      the real gate, against a worker that is 5% slower
 
-``record`` measures trios of one artifact, or of one and a copy of it, on this machine, whatever else it does meanwhile.
+``record`` measures trios of one artifact and two copies of it on this machine, whatever else it does meanwhile.
 ``simulate`` lets the gate's own code decide over the recorded costs, hundreds of times (`simulation` says how), and
 writes what came out to tests/perf/results/. ``live`` runs the gate itself, as many times as asked.
 """
 
 import argparse
 import json
+import shutil
 import statistics
 import sys
 import tempfile
@@ -24,6 +25,7 @@ import numpy as np
 
 from pllm.runtime.bench.facts import MachineFacts, now
 from pllm.runtime.errors import PllmError
+from pllm.runtime.gate.double import double_of
 from pllm.runtime.gate.facts import common_rows, facts_of, num_blocks
 from pllm.runtime.gate.gate import SHORT, GateOptions, gate
 from pllm.runtime.gate.quantity import Quantity, tasks_for
@@ -47,7 +49,6 @@ def main() -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     recording = commands.add_parser("record")
     recording.add_argument("--artifact", type=Path, required=True)
-    recording.add_argument("--copy", type=Path, help="the new side's: the same files at another place")
     recording.add_argument("--seconds", type=float, default=3600.0)
     recording.add_argument("--rounds", type=int, default=GateOptions().rounds)
     recording.add_argument("--output", type=Path, required=True)
@@ -71,11 +72,13 @@ def main() -> int:
 
 
 def record_trios(arguments: argparse.Namespace) -> int:
-    base, new = Side("base", arguments.artifact), Side("new", arguments.copy or arguments.artifact)
-    facts = facts_of(base), facts_of(new)
-    spec = TrioSpec(base, new, tasks_for(common_rows(*facts)), arguments.rounds, num_blocks(facts))
-    for number, trio in enumerate(record(spec, facts[0], arguments.seconds, arguments.output), 1):
-        print(f"trio {number}: {trio.seconds:.1f} s", file=sys.stderr, flush=True)
+    base = Side("base", arguments.artifact)
+    facts = facts_of(base)
+    tasks = tasks_for(common_rows(facts, facts))
+    with double_of(base, facts.num_bytes) as double, double_of(base, facts.num_bytes) as new:
+        spec = TrioSpec(base, double, new, tasks, arguments.rounds, num_blocks([facts]))
+        for number, trio in enumerate(record(spec, facts, arguments.seconds, arguments.output), 1):
+            print(f"trio {number}: {trio.seconds:.1f} s", file=sys.stderr, flush=True)
     return 0
 
 
@@ -149,10 +152,12 @@ def live(arguments: argparse.Namespace) -> int:
         path = Path(folder)
         (path / "pllm").symlink_to(ROOT / "pllm")
         (path / "gate_proof").symlink_to(Path(__file__).resolve().parent)
+        copy = path / "copy"
+        shutil.copytree(arguments.artifact, copy)
         base = Side("base", arguments.artifact)
-        new = Side("slower", arguments.artifact, path, "gate_proof.slow_worker")
+        new = Side("slower", copy, path, "gate_proof.slow_worker")
         if arguments.itself:
-            new = Side("again", arguments.artifact)
+            new = Side("again", copy)
         settings = GateSettings(seconds=arguments.seconds)
         options = GateOptions(settings=settings, only="timings", quantities=tuple(arguments.quantities), itself=True)
         for number in range(arguments.runs):
