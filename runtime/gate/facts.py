@@ -15,6 +15,7 @@ import msgspec
 import pllm
 from pllm.runtime.artifact import Artifact
 from pllm.runtime.errors import PllmError, UserInputError
+from pllm.runtime.gate.quantity import PASS_TOKENS
 from pllm.runtime.gate.side import Side
 from pllm.runtime.latencies import Latencies, Latency
 from pllm.runtime.machine import cpu_count
@@ -23,7 +24,7 @@ __all__ = ["Facts", "common_rows", "facts_of", "num_blocks"]
 
 _ROOMS = ("", "build", "runtime", "kernels")
 _CODE = (".py", ".cpp", ".h")
-_PASS_TOKENS, _PASS_SEQUENCES = 160, 8  # W2's
+_PASS_SEQUENCES = 8  # W2's
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
@@ -98,7 +99,7 @@ def common_rows(base: Facts, new: Facts) -> tuple[Latency, ...]:
 def num_blocks(sides: Sequence[Facts]) -> int:
     """KV blocks that every side is given: enough for one sequence of any length that it takes, and for W2."""
     return max(
-        max(-(-side.max_model_len // side.block_size), _PASS_SEQUENCES * -(-_PASS_TOKENS // side.block_size))
+        max(-(-side.max_model_len // side.block_size), _PASS_SEQUENCES * -(-PASS_TOKENS // side.block_size))
         for side in sides
     )
 

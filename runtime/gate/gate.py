@@ -118,7 +118,7 @@ def _counts(side: Side) -> Counts:
 def _timed(
     sides: tuple[Side, Side, Side], facts: tuple[Facts, Facts], options: GateOptions, said: Callable[[str], None]
 ) -> GateRun:
-    possible = tasks_for(common_rows(*facts))
+    possible = tasks_for(common_rows(*facts), min(side.max_model_len for side in facts))
     found = [*(quantity for task in possible for quantity in task.quantities), *_OF_PROCESSES]
     quantities = [quantity for quantity in found if options.wants(quantity.name)]
     if not quantities:

@@ -14,6 +14,7 @@ from pllm.runtime.latencies import Latency
 __all__ = [
     "FIRST_TOKEN",
     "LEAST_BOUND",
+    "PASS_TOKENS",
     "PEAK_MEMORY",
     "READY",
     "PassTask",
@@ -24,6 +25,8 @@ __all__ = [
 ]
 
 LEAST_BOUND = 0.02
+PASS_TOKENS = 160
+"""Of a request of W1 and W2, prompt and answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,7 @@ class Quantity:
 
 _TURN = 0.008  # seconds of quiet steps: enough to meet moments in which neighbours leave caches alone
 _SMALL = 128  # tokens of a step that is measured in every round
+_LONG_MS = 20.0  # of the certificate: a step that is not
 _SELDOM = 3
 _COARSE = 0.02  # the precision of what passes through much memory, where processes differ by a few percent
 
@@ -111,9 +115,10 @@ class PassTask:
         return {quantity: cost for quantity, cost in found if quantity is not None}
 
 
-def tasks_for(rows: Sequence[Latency]) -> tuple[StepTask | PassTask, ...]:
-    """A task for each row of a latency table, then one request (W1) and eight at once (W2) through the engine."""
-    return (*map(_step, rows), *_passes())
+def tasks_for(rows: Sequence[Latency], max_model_len: int) -> tuple[StepTask | PassTask, ...]:
+    """A task for each row of a latency table, then one request (W1) and eight at once (W2) through the engine, where
+    sequences may be as long as theirs."""
+    return (*map(_step, rows), *(_passes() if max_model_len >= PASS_TOKENS else ()))
 
 
 def name_of(row: Latency) -> str:
@@ -126,7 +131,7 @@ def name_of(row: Latency) -> str:
 def _step(row: Latency) -> StepTask:
     name = name_of(row)
     turn = StepTurn(num_seqs=row.num_seqs, num_tokens=row.num_tokens, context=row.context, seconds=_TURN)
-    if row.num_tokens > _SMALL:
+    if row.num_tokens > _SMALL or row.ms > _LONG_MS:
         return StepTask(Quantity(name, "ms", 1e3, _COARSE), turn, _SELDOM)
     return StepTask(Quantity(name, "ms", 1e3), turn)
 

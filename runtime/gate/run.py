@@ -129,15 +129,17 @@ class GateRun:
         """Void where the machine's own speed was another one during most trios."""
         total = len(self.trios) + self.num_drifted
         told = f"{self.num_drifted} of {total} trios at another speed than the median's, by more than {MOST_DRIFT:.0%}"
-        verdict = Verdict.VOID if self.num_drifted > len(self.trios) else Verdict.PASS
+        verdict = Verdict.VOID if not self.trios or self.num_drifted > len(self.trios) else Verdict.PASS
         return Check("machine", None, None, verdict, told)
 
     def _company(self) -> Check:
         """Void where the new side waited for cores much more than the base. No neighbour prefers one of three processes
         that take turns: threads of its own stand in its way, and what they cost has been taken off as waiting.
         """
-        base = median((trio.waits[0] + trio.waits[1]) / 2 for trio in self.trios) if self.trios else 0.0
-        new = median(trio.waits[2] for trio in self.trios) if self.trios else 0.0
+        # The first ones: later trios may do no steps at all.
+        first = [trio.waits for trio in self.trios[: self.settings.least]] or [(0.0, 0.0, 0.0)]
+        base = median((base + double) / 2 for base, double, _ in first)
+        new = median(new for _, _, new in first)
         fine = new <= base + _MORE_WAITING
         told = "" if fine else "its steps wait for cores far more than the base's: look for busy threads of its own"
         return Check("waiting", 100 * base, 100 * new, Verdict.PASS if fine else Verdict.VOID, told, "% of the time")

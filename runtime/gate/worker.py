@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
+_PROMPT = 128  # tokens, as in W4
 _T = TypeVar("_T")
 
 
@@ -58,7 +59,8 @@ def _serve(job: Job) -> None:
     wait = RunWait()
     try:
         ready, ready_wait = time.monotonic(), wait.seconds()
-        run = EngineRun.of(core.engine, Workload.uniform(1, 128, 1, concurrency=1, vocab_size=intake.vocab_size))
+        length = min(_PROMPT, core.plan.max_model_len - 1)
+        run = EngineRun.of(core.engine, Workload.uniform(1, length, 1, concurrency=1, vocab_size=intake.vocab_size))
         first_token, first_token_wait = time.monotonic(), wait.seconds()
         wait.close()
         core.wait_settled()

@@ -9,10 +9,9 @@ import pytest
 from pllm.cli import main
 from pllm.runtime.errors import ArtifactError, UserInputError
 from pllm.runtime.gate.check import Check, Verdict
-from pllm.runtime.gate.facts import common_rows, facts_of
+from pllm.runtime.gate.facts import facts_of
 from pllm.runtime.gate.gate import GateOptions, gate
 from pllm.runtime.gate.quantity import tasks_for
-from pllm.runtime.gate.run import GateSettings
 from pllm.runtime.gate.side import Side, Worker
 from pllm.runtime.gate.turns import PassTurn, StepTurn
 
@@ -46,14 +45,10 @@ def test_the_same_files_at_another_place_are_the_same_program(
 
 def test_size_alone(artifact: Path, copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pllm.runtime.gate.gate._counts", lambda _: {})
-    targets = [tmp_path / name for name in ("gate.json", "gate.md", "gate.html")]
-    flags = [
-        word
-        for kind, target in zip(("json", "markdown", "html"), targets, strict=True)
-        for word in (f"--{kind}", str(target))
-    ]
+    targets = {kind: tmp_path / f"gate.{kind}" for kind in ("json", "markdown", "html")}
+    flags = [word for kind, target in targets.items() for word in (f"--{kind}", str(target))]
     assert main(["gate", str(artifact), str(copy), "--itself", "--only", "counts", *flags]) == 0
-    document = json.loads(targets[0].read_text())
+    document = json.loads(targets["json"].read_text())
     assert document["verdict"] == "pass"
     assert document["checks"][0]["name"] == "artifact size"
     assert "pllm gate: pass" in targets["markdown"].read_text()
@@ -72,7 +67,7 @@ def test_too_short_a_run_is_void(artifact: Path, tmp_path: Path) -> None:
 
 def test_every_row_of_the_certificate_is_a_quantity(artifact: Path) -> None:
     facts = facts_of(Side("base", artifact))
-    names = [quantity.name for task in tasks_for(common_rows(facts, facts)) for quantity in task.quantities]
+    names = [quantity.name for task in tasks_for(facts.rows, facts.max_model_len) for quantity in task.quantities]
     assert len(names) == len(set(names)) == len(facts.rows) + 3
     assert {"decode, 1 sequence", "prefill, 128 tokens", "TTFT, W1", "TPOT, W1", "throughput, W2"} <= set(names)
 
@@ -80,7 +75,7 @@ def test_every_row_of_the_certificate_is_a_quantity(artifact: Path) -> None:
 def test_who_asks_for_nothing_that_there_is(artifact: Path) -> None:
     side = Side("base", artifact)
     with pytest.raises(UserInputError, match="no quantity is called decoding: there are decode, 1 sequence"):
-        gate(side, side, GateOptions(quantities=("decoding",), itself=True, settings=GateSettings(seconds=1)))
+        gate(side, side, GateOptions(quantities=("decoding",), itself=True, only="timings"))
 
 
 def test_a_side_that_is_no_artifact(artifact: Path, tmp_path: Path) -> None:

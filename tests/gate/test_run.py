@@ -69,6 +69,10 @@ def test_a_machine_that_is_never_the_same_is_void() -> None:
     assert verdicts(found)["machine"] is Verdict.VOID
 
 
+def test_no_time_at_all_is_void() -> None:
+    assert verdict_of(run(FakeMachine(), seconds=0).checks()) is Verdict.VOID
+
+
 def test_threads_that_stand_in_the_way_are_not_taken_for_a_neighbour() -> None:
     assert verdicts(run(FakeMachine(waits=(0.3, 0.3, 0.35))))["waiting"] is Verdict.PASS
     assert verdicts(run(FakeMachine(waits=(0.01, 0.01, 0.4))))["waiting"] is Verdict.VOID

@@ -26,7 +26,7 @@ import numpy as np
 from pllm.runtime.bench.facts import MachineFacts, now
 from pllm.runtime.errors import PllmError
 from pllm.runtime.gate.double import double_of
-from pllm.runtime.gate.facts import common_rows, facts_of, num_blocks
+from pllm.runtime.gate.facts import facts_of, num_blocks
 from pllm.runtime.gate.gate import SHORT, GateOptions, gate
 from pllm.runtime.gate.quantity import Quantity, tasks_for
 from pllm.runtime.gate.ratio import log_ratios
@@ -74,7 +74,7 @@ def main() -> int:
 def record_trios(arguments: argparse.Namespace) -> int:
     base = Side("base", arguments.artifact)
     facts = facts_of(base)
-    tasks = tasks_for(common_rows(facts, facts))
+    tasks = tasks_for(facts.rows, facts.max_model_len)
     with double_of(base, facts.num_bytes) as double, double_of(base, facts.num_bytes) as new:
         spec = TrioSpec(base, double, new, tasks, arguments.rounds, num_blocks([facts]))
         for number, trio in enumerate(record(spec, facts, arguments.seconds, arguments.output), 1):

@@ -31,7 +31,7 @@ class Outcome:
 
 def quantities_of(facts: Facts) -> list[Quantity]:
     """Those that the gate would time, in its order."""
-    timed = [quantity for task in tasks_for(facts.rows) for quantity in task.quantities]
+    timed = [quantity for task in tasks_for(facts.rows, facts.max_model_len) for quantity in task.quantities]
     return [*timed, READY, FIRST_TOKEN, PEAK_MEMORY]
 
 
