@@ -40,6 +40,17 @@ from .slow_worker import SLOWDOWN
 
 ROOT = Path(__file__).resolve().parents[3]
 RESULTS = ROOT / "tests" / "perf" / "results"
+ALONE = {
+    "decode, 8 sequences": 3,
+    "prefill, 128 tokens": 5,
+    "prefill, 512 tokens": 10,
+    "TTFT, W1": 10,
+    "TPOT, W1": 5,
+    "throughput, W2": 10,
+    "start to ready": 15,
+    "peak memory": 5,
+}
+"""What is slowed down by itself, in percent."""
 
 
 def main() -> int:
@@ -93,6 +104,11 @@ def simulate_runs(arguments: argparse.Namespace) -> int:
         "short, against itself": _runs(trios, quantities, SHORT, 200, {}),
         "short, decode 5% slower": _runs(trios, quantities, SHORT, 100, slower),
     }
+    options = GateOptions(settings=full)
+    alone = {
+        f"{name} alone, {percent}% more": _summary(_runs(trios, quantities, options, 50, {name: 1 + percent / 100}))
+        for name, percent in ALONE.items()
+    }
     document = {
         "date": now(),
         "command": "python -m gate_proof simulate",
@@ -103,7 +119,7 @@ def simulate_runs(arguments: argparse.Namespace) -> int:
         "share_of_time_waiting_for_cores": round(statistics.fmean(w for trio in trios for w in trio.waits), 4),
         "settings": {"full": asdict(full), "short": asdict(SHORT)},
         "noise": _noise(trios),
-        "runs": {name: _summary(outcomes) for name, outcomes in found.items()},
+        "runs": {name: _summary(outcomes) for name, outcomes in found.items()} | alone,
     }
     text = json.dumps(document, indent=1) + "\n"
     target = arguments.output / f"{document['date']!s:.10}-gate-proof.json"
@@ -128,6 +144,7 @@ def _summary(outcomes: Sequence[Outcome]) -> dict[str, object]:
         "runs": len(outcomes),
         "verdicts": dict(Counter(outcome.verdict.value for outcome in outcomes)),
         "blamed": dict(Counter(name for outcome in outcomes for name in outcome.blamed)),
+        "suspected_and_cleared": dict(Counter(name for outcome in outcomes for name in outcome.cleared)),
         "not_settled": dict(Counter(name for outcome in outcomes for name in outcome.void)),
         "median_seconds": round(statistics.median(outcome.seconds for outcome in outcomes), 1),
         "median_trios": statistics.median(outcome.num_trios for outcome in outcomes),

@@ -20,10 +20,12 @@ __all__ = ["Outcome", "quantities_of", "simulate"]
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Of one simulated run: its verdict, what it blamed, and what it could not say; ``seconds`` as if it were real."""
+    """Of one simulated run: its verdict, what it blamed, what it suspected and the votes did not confirm, and what it
+    could not say; ``seconds`` as if it were real."""
 
     verdict: Verdict
     blamed: tuple[str, ...]
+    cleared: tuple[str, ...]
     void: tuple[str, ...]
     seconds: float
     num_trios: int
@@ -66,6 +68,7 @@ def simulate(
     return Outcome(
         verdict_of(checks),
         tuple(check.name for check in checks if check.verdict is Verdict.REGRESSION),
+        tuple(name for name, vote in run.votes.items() if vote.verdict is Verdict.PASS),
         tuple(check.name for check in checks if check.verdict is Verdict.VOID),
         now,
         len(run.trios),
