@@ -136,7 +136,13 @@ def test_the_matrix_covers_every_field() -> None:
         (b'{"prompt": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested too deeply"),
         (b'{"whatever": ' + b'{"a":' * 100_000 + b"1" + b"}" * 100_000 + b"}", "nested too deeply"),
         (b"{}", "Missing required field: 'prompt'"),
+        # what would hold the process for seconds, and take gigabytes, is not even decoded
+        (b'{"prompt": [' + b"[]," * 4_000_000 + b"[]]}", "more than 250000 arrays and objects"),
+        (b'{"prompt": [' + b"1," * 4_000_000 + b"1]}", "more than 2500000 values"),
+        (b'{"a":1' + b',"a":1' * 1_000_000 + b"}", "more than 250000 keys"),
+        (b"{" + b",".join(b'"%d": 1' % i for i in range(1000)) + b"}", "has 1000 fields"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_what_is_no_request(body: bytes, said: str) -> None:
     with pytest.raises(RequestError, match=said):

@@ -22,6 +22,12 @@ _PLACE: Final = re.compile(r"^(?P<what>.*) - at `\$(?P<path>.*)`$", re.DOTALL)
 _MISSING: Final = re.compile(r"^Object missing required field `(?P<name>[^`]*)`$")
 _NO_JSON: Final = "The request body is not valid JSON: {}."
 
+_MOST_NESTED: Final = 250_000  # arrays and objects, and likewise keys
+_MOST_VALUES: Final = 2_500_000
+_MOST_FIELDS: Final = 512
+"""Decoding holds the whole process: what would take seconds and gigabytes is told by its punctuation before. A text
+that holds so much of it is longer than any context."""
+
 _WITHOUT_EFFECT: Final = frozenset(
     {
         "include_reasoning",
@@ -102,8 +108,11 @@ def _decoder_of(kind: Hashable) -> msgspec.json.Decoder[Any]:
 
 def parse(body: bytes, kind: type[T], *, refuse_unknown: bool = False) -> Parsed[T]:
     """Decodes and checks a request body. Raises RequestError, with the field at fault where there is one."""
+    _refuse_a_bomb(body)
     try:
         raw: dict[str, msgspec.Raw] = _decoder_of(dict[str, msgspec.Raw]).decode(body)
+        if len(raw) > _MOST_FIELDS:
+            raise RequestError(f"The request has {len(raw)} fields; at most {_MOST_FIELDS} are taken.")
         fields = _fields_of(cast(Hashable, kind))
         unknown = []
         for name in raw.keys() - fields:
@@ -126,6 +135,16 @@ def parse(body: bytes, kind: type[T], *, refuse_unknown: bool = False) -> Parsed
     except RecursionError:
         raise RequestError(_NO_JSON.format("it is nested too deeply")) from None
     return Parsed(request, raw, tuple(sorted(unknown)))
+
+
+def _refuse_a_bomb(body: bytes) -> None:
+    for signs, most, what in (
+        (b"[{", _MOST_NESTED, "arrays and objects"),
+        (b":", _MOST_NESTED, "keys"),
+        (b",", _MOST_VALUES, "values"),
+    ):
+        if len(body) > most and sum(body.count(sign) for sign in signs) > most:
+            raise RequestError(f"The request body holds more than {most} {what}: send less at once.")
 
 
 def _refuse_unless_neutral(name: str, value: Any) -> None:
