@@ -96,6 +96,9 @@ class Intake:
                 param="messages",
             )
         in_parts = template.wants_content_parts(with_tools=tools is not None)
+        if "developer" not in template.source(with_tools=tools is not None):
+            # OpenAI's newer word for the system's messages: a template that does not know it would drop them.
+            messages = [{**message, "role": "system"} if _is_developer(message) else message for message in messages]
         text = template.render(
             [readable_message(message, in_parts=in_parts) for message in messages],
             tools,
@@ -155,15 +158,20 @@ class Intake:
     def _checked(self, prompt: Prompt) -> Prompt:
         if not prompt.token_ids:
             raise RequestError("The prompt is empty.", param="messages" if prompt.is_chat else "prompt")
-        self._check_ids(prompt.token_ids, "prompt")
+        self.check_ids(prompt.token_ids, "prompt")
         return prompt
 
     def _check_token_ids(self, params: SamplingParams) -> None:
-        self._check_ids(params.stop_token_ids or (), "stop_token_ids")
-        self._check_ids(params.allowed_token_ids or (), "allowed_token_ids")
-        self._check_ids(params.logit_bias or (), "logit_bias")
+        self.check_ids(params.stop_token_ids or (), "stop_token_ids")
+        self.check_ids(params.allowed_token_ids or (), "allowed_token_ids")
+        self.check_ids(params.logit_bias or (), "logit_bias")
 
-    def _check_ids(self, token_ids: Sequence[int] | Mapping[int, Any], param: str) -> None:
+    def check_ids(self, token_ids: Sequence[int] | Mapping[int, Any], param: str) -> None:
+        """Raises RequestError for a token id that is outside of the vocabulary."""
         if token_ids and not (min(token_ids) >= 0 and max(token_ids) < self.vocab_size):
             wrong = next(token_id for token_id in token_ids if not 0 <= token_id < self.vocab_size)
             raise RequestError(f"Token id {wrong} is outside the vocabulary of {self.vocab_size} tokens.", param=param)
+
+
+def _is_developer(message: object) -> bool:
+    return isinstance(message, Mapping) and message.get("role") == "developer"

@@ -118,6 +118,7 @@ class _Plain:
         def work(body: bytes) -> Detokenized:
             asked = parse(body, DetokenizeRequest).request
             model.name_for(asked.model)
+            model.intake.check_ids(asked.tokens, "tokens")
             return Detokenized(model.intake.tokenizer.decode(asked.tokens))
 
         async with self._service.bodies.read(request.scope["headers"], request.receive) as body:

@@ -62,6 +62,10 @@ class BodyReader:
                 raise self._too_large()
             if name == b"content-type" and b"json" not in value.lower():
                 raise HttpError(415, "The request body must be JSON: send the header 'Content-Type: application/json'.")
+            if name == b"content-encoding" and value.strip().lower() not in (b"", b"identity"):
+                raise HttpError(
+                    415, "The request body must not be compressed: leave out the header 'Content-Encoding'."
+                )
 
     def _too_large(self) -> HttpError:
         limit = self._limits.max_body_bytes

@@ -83,20 +83,19 @@ class CompletionAnswer:
             choices += [self._choice(text, output, answer, len(choices) + i) for i, answer in enumerate(output.outputs)]
         return self._completion(choices, texts, with_usage=True)
 
-    def opening(self, texts: list[RequestText]) -> Iterable[Completion]:
-        """With ``echo``, the prompts."""
-        if not self._echo:
-            return
-        for place, text in enumerate(texts):
-            prompt = self._prompt_text(text)
-            logprobs = self._echoed_logprobs(text)
-            for i in range(self._params.n):
-                number = place * self._params.n + i
-                self._shown[number] = len(prompt)
-                yield self._completion([CompletionChoice(number, prompt, logprobs)], texts, self._usage_always)
+    def opening(self, texts: list[RequestText]) -> Iterable[Completion]:  # noqa: ARG002  (as for other answers)
+        """Nothing: an answer's first chunk brings its prompt, where ``echo`` asks for it."""
+        return ()
 
     def chunk(self, texts: list[RequestText], number: int, delta: TextDelta) -> Iterable[Completion]:
         """The new text of one answer; nothing while its tokens make no text yet and nobody counts them."""
+        if self._echo and number not in self._shown:
+            # Not before: a prompt's log-probabilities come with its first token, which others may be ahead of.
+            text = texts[number // self._params.n]
+            prompt = self._prompt_text(text)
+            self._shown[number] = len(prompt)
+            choice = CompletionChoice(number, prompt, self._echoed_logprobs(text))
+            yield self._completion([choice], texts, self._usage_always)
         shown = delta.text or delta.finish_reason is not None or delta.logprobs is not None
         if not shown and not self._usage_always:
             return

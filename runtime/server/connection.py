@@ -37,6 +37,7 @@ class Connection(HttpToolsProtocol):
         self._limits = limits
         self._in_headers = True
         self._header_bytes = 0
+        self._began = False  # a message, in the data at hand
         self._refusal: HttpError | None = None
         self._refused = False
         self._deadline: asyncio.TimerHandle | None = None  # for headers, or for the rest of a body nobody waits for
@@ -54,14 +55,19 @@ class Connection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._refused:
             return  # said no already: the rest is only read so that the client gets to read the answer
+        self._began = False
         super().data_received(data)
         if self._in_headers and not self._refused:
-            self._count_header(len(data))
+            # Of headers that are not complete the parser says nothing. Where they began in this data, others may have
+            # ended in it: what is theirs stands after the last empty line.
+            ended = data.rfind(b"\r\n\r\n") if self._began else -1
+            self._count_header(len(data) - (0 if ended < 0 else ended + 4))
             if self._refusal is not None:
                 self.send_400_response(self._refusal.message)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self._began = True
         self._in_headers, self._header_bytes = True, 0
         self._set_deadline(self._limits.client_timeout)
 
@@ -105,6 +111,14 @@ class Connection(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """Answers what uvicorn could not parse, or what is over a limit, and closes."""
+        self.pipeline.clear()
+        cycle = self.cycle
+        if cycle is not None and not cycle.response_complete:
+            if cycle.response_started:
+                self.transport.abort()  # there is no place for a second answer amid the first
+                return
+            cycle.disconnected = True  # what the request would still say has no place after this answer
+            cycle.message_event.set()
         error = self._refusal or HttpError(400, f"{msg.rstrip('.')}. This is an HTTP/1.1 server.")
         status, answer = error_answer(error)
         body = msgspec.json.encode(answer)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from pllm.runtime.engine_client import EngineClient
-from pllm.runtime.errors import EngineDeadError
+from pllm.runtime.errors import EngineDeadError, RequestError
 from pllm.runtime.messages import EngineInfo
 from pllm.runtime.metrics import ServerMetrics
 from pllm.runtime.sequence import Request
@@ -88,10 +88,16 @@ class Service:
         return None if self._ready is None else self._ready.metrics
 
     async def offload(self, size: int, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Runs ``work`` here if the request is small, else in a thread, so that other connections are not held up."""
-        if size < self.settings.limits.offload_bytes:
-            return work(*args, **kwargs)
-        return await asyncio.get_running_loop().run_in_executor(self._threads, lambda: work(*args, **kwargs))
+        """Runs ``work`` here if the request is small, else in a thread, so that other connections are not held up.
+
+        Raises what it raises, and RequestError for what is nested too deeply for it.
+        """
+        try:
+            if size < self.settings.limits.offload_bytes:
+                return work(*args, **kwargs)
+            return await asyncio.get_running_loop().run_in_executor(self._threads, lambda: work(*args, **kwargs))
+        except RecursionError:
+            raise RequestError("The request is nested too deeply.", code="invalid_value") from None
 
     async def check_form(self, request: Request, field: str) -> None:
         """Returns once it is known that the form of the request's answers can be kept to, if it asks for one.

@@ -15,6 +15,7 @@ _OURS = frozenset(
         "continue_final_message",
         "documents",
         "messages",
+        "self",
         "tokenize",
         "tools",
     }

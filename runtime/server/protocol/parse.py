@@ -64,6 +64,8 @@ _REFUSED: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {
     "modalities": (lambda value: value in (None, ["text"]), _TEXT_ONLY),
     **dict.fromkeys(("audio", "mm_processor_kwargs", "media_io_kwargs"), (_nothing, _TEXT_ONLY)),
     **dict.fromkeys(("functions", "function_call"), (_nothing, "is not supported: use tools and tool_choice")),
+    "echo": (_nothing, "is not supported in a chat; /v1/completions has it"),
+    "add_special_tokens": (_nothing, "is not supported in a chat: its template writes them"),
     "chat_template": (_nothing, "is not taken from requests: the operator gives one at start, with --chat-template"),
     **dict.fromkeys(("best_of", "length_penalty"), (_is_one, _NOT_HERE)),
     **dict.fromkeys(
@@ -98,7 +100,7 @@ class Parsed(msgspec.Struct, Generic[T], frozen=True):
     def plain(self, field: str) -> Any:
         """A field as the client wrote it, as plain lists and dicts; None where it was not given."""
         raw = self.raw.get(field)
-        return None if raw is None else msgspec.json.decode(raw)
+        return None if raw is None else _plain(raw, field)
 
 
 @cache
@@ -117,7 +119,7 @@ def parse(body: bytes, kind: type[T], *, refuse_unknown: bool = False) -> Parsed
         unknown = []
         for name in raw.keys() - fields:
             if name in _REFUSED:
-                _refuse_unless_neutral(name, msgspec.json.decode(raw[name]))
+                _refuse_unless_neutral(name, _plain(raw[name], name))
             elif name not in _WITHOUT_EFFECT:
                 unknown.append(name)
         if unknown and refuse_unknown:
@@ -135,6 +137,15 @@ def parse(body: bytes, kind: type[T], *, refuse_unknown: bool = False) -> Parsed
     except RecursionError:
         raise RequestError(_NO_JSON.format("it is nested too deeply")) from None
     return Parsed(request, raw, tuple(sorted(unknown)))
+
+
+def _plain(raw: msgspec.Raw, field: str) -> Any:
+    """A field as plain data, also what the types pass over in it."""
+    try:
+        return msgspec.json.decode(raw)
+    except msgspec.DecodeError as error:  # a number that Python's C types cannot hold
+        message = f"Invalid value in '{field}': {str(error).rstrip('.').lower()}."
+        raise RequestError(message, param=field, code="invalid_value") from None
 
 
 def _refuse_a_bomb(body: bytes) -> None:
