@@ -10,13 +10,14 @@ import hashlib
 import mmap
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from pllm.build import hub
+from pllm.build.quantized_checkpoint import QuantizedWeight, Scheme, scheme_of
 from pllm.build.random_checkpoint import random_checkpoint
 from pllm.build.recipe import Recipe
 from pllm.runtime.errors import ArtifactError, CheckpointError
@@ -40,13 +41,14 @@ TOKENIZER_FILES = (
 )
 """What a tokenizer is made of, where it is there; the first is demanded."""
 
+_WEIGHT = ".weight"
 _MAX_JSON_BYTES = 64 << 20
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _TORCH_DTYPES = {
     "BOOL": "bool", "U8": "uint8", "I8": "int8", "I16": "int16", "I32": "int32", "I64": "int64",
-    "F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64",
+    "F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64", "F8_E4M3": "float8_e4m3fn",
 }  # fmt: skip
 
 
@@ -79,8 +81,12 @@ class Checkpoint:
         self.tokenizer_files: tuple[str, ...] = tuple(name for name in TOKENIZER_FILES if self._has(name))
         """Names of the files of :data:`TOKENIZER_FILES` that are there."""
         self._refuse_what_cannot_be_built()
-        self.tensors: Mapping[str, StoredTensor] = self._index()
-        """The weights by name, in the order of the shards and of the data in them."""
+        self.scheme: Scheme | None = scheme_of(self.config, label)
+        """How its weights are quantised; none where they are not."""
+        self._stored: Mapping[str, StoredTensor] = self._index()
+        self._modules = {} if self.scheme is None else self.scheme.modules(self._stored)
+        self.tensors: Mapping[str, StoredTensor] = self._meant()
+        """The weights by name, in the order of the shards and of the data in them; a quantised one as what it means."""
         self._maps: dict[str, mmap.mmap] = {}
 
     @classmethod
@@ -101,7 +107,7 @@ class Checkpoint:
     @property
     def shards(self) -> tuple[str, ...]:
         """The files that hold the weights, in order."""
-        return tuple(dict.fromkeys(stored.shard for stored in self.tensors.values()))
+        return tuple(dict.fromkeys(stored.shard for stored in self._stored.values()))
 
     @property
     def num_bytes(self) -> int:
@@ -110,7 +116,7 @@ class Checkpoint:
 
     @property
     def dtype(self) -> str:
-        """The dtype (``F32``, ``BF16``, ...) that most of the weights' bytes have."""
+        """The dtype (``F32``, ``BF16``, ...) that most of the weights' bytes have; of quantised ones, the scales'."""
         sizes: dict[str, int] = {}
         for stored in self.tensors.values():
             sizes[stored.entry.dtype] = sizes.get(stored.entry.dtype, 0) + stored.entry.nbytes
@@ -119,13 +125,32 @@ class Checkpoint:
     def tensor(self, name: str) -> "torch.Tensor":
         """A weight by name, backed by the mapped shard: pages are read as they are touched, and given back by the
         system when memory is short. Writing to it changes nothing on the disk. Only the latest shard stays mapped
-        beside those whose tensors are still held: read tensors in the order of :attr:`tensors`.
+        beside those whose tensors are still held: read tensors in the order of :attr:`tensors`. A quantised weight is
+        made of its parts, in float32.
 
         Raises KeyError for a name that the checkpoint lacks.
         """
+        if name.removesuffix(_WEIGHT) in self._modules:
+            return self.quantized(name).dequantize()
+        return self._tensor(name)
+
+    def is_quantized(self, name: str) -> bool:
+        """Whether a weight is stored as whole numbers, or as float8, with scales."""
+        return name.endswith(_WEIGHT) and name.removesuffix(_WEIGHT) in self._modules
+
+    def quantized(self, name: str) -> QuantizedWeight:
+        """A quantised weight as it is stored. Raises CheckpointError where its tensors do not go together."""
+        assert self.scheme is not None
+        module = name.removesuffix(_WEIGHT)
+        try:
+            return self.scheme.read(module, self._tensor, self._modules[module])
+        except (KeyError, ValueError, RuntimeError) as error:  # torch's, of shapes that cannot be what they should
+            raise CheckpointError(f"{self.label}: {name} is no weight of {self.scheme}: {error}") from error
+
+    def _tensor(self, name: str) -> "torch.Tensor":
         import torch  # noqa: PLC0415
 
-        stored = self.tensors[name]
+        stored = self._stored[name]
         entry = stored.entry
         dtype = getattr(torch, _TORCH_DTYPES[entry.dtype])
         if not entry.nbytes:
@@ -201,11 +226,6 @@ class Checkpoint:
                 )
         for name in self.tokenizer_files:
             self._file(name)
-        if self.config.get("quantization_config"):
-            raise CheckpointError(
-                f"{self.label}: its weights are already quantised (quantization_config), which this version does not "
-                f"read; give the checkpoint that it was made from"
-            )
 
     def _index(self) -> dict[str, StoredTensor]:
         if self._has(_INDEX):
@@ -228,6 +248,37 @@ class Checkpoint:
                 f"(save_pretrained of transformers writes it)"
             )
         raise CheckpointError(f"{self.label}: neither {_SINGLE} nor {_INDEX} is in {self.directory}")
+
+    def _meant(self) -> dict[str, StoredTensor]:
+        """The tensors with each quantised product's parts replaced by the one weight that they stand for."""
+        if self.scheme is None:
+            return dict(self._stored)
+        if not self._modules:
+            raise CheckpointError(
+                f"{self.label}: config.json says that its weights are quantised ({self.scheme}), and none of them is"
+            )
+        module_of = {part: module for module, parts in self._modules.items() for part in parts}
+        shapes = {name: stored.entry.shape for name, stored in self._stored.items()}
+        meant: dict[str, StoredTensor] = {}
+        for name, stored in self._stored.items():
+            if name not in module_of:
+                meant[name] = stored
+                continue
+            module = module_of[name]
+            if module + _WEIGHT in meant:
+                continue
+            try:
+                shape = self.scheme.shape(module, shapes)
+                scale = self._stored[self.scheme.scale(module)]
+            except (KeyError, ValueError):
+                raise CheckpointError(
+                    f"{self.label}: {module} is not what {self.scheme} stores: it has "
+                    f"{', '.join(part.removeprefix(module + '.') for part in self._modules[module])}"
+                ) from None
+            nbytes = sum(self._stored[part].entry.nbytes for part in self._modules[module])
+            entry = replace(scale.entry, name=module + _WEIGHT, shape=shape, nbytes=nbytes)
+            meant[module + _WEIGHT] = StoredTensor(scale.shard, entry)
+        return meant
 
     def _weight_map(self) -> dict[str, str]:
         shard_of = self._json(_INDEX).get("weight_map")

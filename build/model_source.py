@@ -19,6 +19,7 @@ from transformers.initialization import no_init_weights
 from transformers.utils.logging import disable_progress_bar
 
 from pllm.build.checkpoint import Checkpoint
+from pllm.build.quantized_checkpoint import QuantizedWeight
 from pllm.runtime.errors import BuildError, CheckpointError
 
 __all__ = ["ModelWeights", "load_config", "load_reference", "load_tokenizer", "skeleton"]
@@ -27,9 +28,13 @@ _ATTENTION = "pllm_paged"
 
 
 def load_config(checkpoint: Checkpoint) -> Any:
-    """The checkpoint's configuration. Raises CheckpointError for one that transformers does not know."""
+    """The checkpoint's configuration, without what it says of quantised weights: they are read here, and mean what any
+    weights do. Raises CheckpointError for one that transformers does not know."""
     try:
-        return AutoConfig.from_pretrained(checkpoint.directory, local_files_only=True)
+        config = AutoConfig.from_pretrained(checkpoint.directory, local_files_only=True)
+        if hasattr(config, "quantization_config"):
+            del config.quantization_config
+        return config
     except Exception as error:  # whatever a configuration class makes of a value that it did not expect
         raise CheckpointError(f"{checkpoint.label}: transformers cannot read config.json: {_reason(error)}") from error
 
@@ -52,12 +57,26 @@ def skeleton(config: Any, attention: Callable[..., Any], dtype: torch.dtype = to
     return cast("PreTrainedModel", model.eval())
 
 
-def load_reference(checkpoint: Checkpoint) -> PreTrainedModel:
-    """transformers' own model with the checkpoint's weights, in float32: what the artifact is compared with."""
+def load_reference(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """transformers' own model with the checkpoint's weights: in float32, what the artifact is compared with."""
     disable_progress_bar()  # the build shows its own
+    if checkpoint.scheme is not None:
+        return _dequantized(checkpoint, dtype)
     model = AutoModelForCausalLM.from_pretrained(
-        checkpoint.directory, dtype=torch.float32, attn_implementation="eager", local_files_only=True
+        checkpoint.directory, dtype=dtype, attn_implementation="eager", local_files_only=True
     )
+    return cast("PreTrainedModel", model.eval())
+
+
+def _dequantized(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:
+    """The model with what a checkpoint's quantised weights mean, which needs no library of their format."""
+    with no_init_weights():
+        model = AutoModelForCausalLM.from_config(load_config(checkpoint), dtype=dtype, attn_implementation="eager")
+    model.tie_weights()
+    weights = ModelWeights(model, checkpoint)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(weights.tensor(name))
     return cast("PreTrainedModel", model.eval())
 
 
@@ -138,6 +157,14 @@ class ModelWeights:
         if stored not in self._converted:
             raise CheckpointError(f"{self._checkpoint.label}: transformers' conversion gives no {stored}")
         return self._converted.pop(stored)
+
+    def quantized(self, name: str) -> QuantizedWeight | None:
+        """A parameter as the checkpoint has rounded it; None where it has not, or not by itself."""
+        stored = self._stored_name(name)
+        if stored is None or self._origins[stored].converter is not None:
+            return None
+        (own,) = (each for _, each in self._origins[stored].stored)
+        return self._checkpoint.quantized(own) if self._checkpoint.is_quantized(own) else None
 
     def _stored_name(self, name: str) -> str | None:
         return next((each for each in self._names.get(name, ()) if each in self._origins), None)

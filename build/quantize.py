@@ -8,6 +8,7 @@ import torch
 from pllm.build.model_source import ModelWeights
 from pllm.build.pipeline import Build
 from pllm.build.progress import StageProgress
+from pllm.build.quantized_checkpoint import QuantizedWeight
 from pllm.build.traced import ConstantSource, Traced, WeightForm, value
 from pllm.kernels.packing import pack_linear
 from pllm.kernels.quantization import (
@@ -70,29 +71,47 @@ class _Rounding:
     def round(self, source: ConstantSource) -> tuple[torch.Tensor, torch.Tensor]:
         """int8 [N, K], and its scales."""
         if self._last is None or self._last[0] != source.parts:
-            whole = _joined(source, self._weights)
             is_int4 = source.form in (WeightForm.INT4, WeightForm.INT4_SCALE)
-            rounded, scale = quantize_int4(whole, source.group) if is_int4 else quantize_int8(whole)
+            if source.kept:
+                rounded, scale = self._kept(source, is_int4=is_int4)
+            else:
+                whole = _joined(source, self._weights)
+                rounded, scale = quantize_int4(whole, source.group) if is_int4 else quantize_int8(whole)
             self._last = (source.parts, rounded, scale)
         return self._last[1:]
+
+    def _kept(self, source: ConstantSource, *, is_int4: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """As the checkpoint has it. int4's scales are rounded to bfloat16, in which the program has them."""
+        parts = _quantized(source, self._weights)
+        rounded, scale = torch.cat([part.unpack() for part in parts]), torch.cat([part.scale for part in parts])
+        return rounded, scale.to(torch.bfloat16) if is_int4 else scale.float()[:, 0].contiguous()
 
 
 def materialise(source: ConstantSource, weights: ModelWeights, rounding: _Rounding | None = None) -> torch.Tensor:
     """The constant as the program wants it, contiguous."""
-    if source.form is WeightForm.PLAIN:
-        return _joined(source, weights).contiguous()
-    if source.form is WeightForm.PACKED:
-        return pack_linear(_joined(source, weights))
-    rounded, scale = (rounding or _Rounding(weights)).round(source)
     match source.form:
-        case WeightForm.INT8:
-            return pack_quantized(rounded)
-        case WeightForm.INT8_SCALE:
-            return scale
-        case WeightForm.INT4:
-            return pack_int4(rounded)
-        case WeightForm.INT4_SCALE:
-            return pack_int4_scale(scale)
+        case WeightForm.PLAIN:
+            return _joined(source, weights).contiguous()
+        case WeightForm.PACKED:
+            return pack_linear(_unscaled(source, weights) if source.kept else _joined(source, weights))
+        case WeightForm.OUTPUT_SCALE:
+            return torch.cat([part.scale.float()[:, 0] for part in _quantized(source, weights)])
+    rounded, scale = (rounding or _Rounding(weights)).round(source)
+    form = {
+        WeightForm.INT8: lambda: pack_quantized(rounded),
+        WeightForm.INT8_SCALE: lambda: scale,
+        WeightForm.INT4: lambda: pack_int4(rounded),
+        WeightForm.INT4_SCALE: lambda: pack_int4_scale(scale),
+    }
+    return form[source.form]()
+
+
+def _quantized(source: ConstantSource, weights: ModelWeights) -> list[QuantizedWeight]:
+    return [found for part in source.parts if (found := weights.quantized(part)) is not None]
+
+
+def _unscaled(source: ConstantSource, weights: ModelWeights) -> torch.Tensor:
+    return torch.cat([part.unpack().to(source.dtype) for part in _quantized(source, weights)])
 
 
 def _joined(source: ConstantSource, weights: ModelWeights) -> torch.Tensor:

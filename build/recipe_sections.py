@@ -132,7 +132,8 @@ class QuantizationSection:
 
     weights: str = _key(
         Choice(("auto", "float32", "bf16", "int8", "int4")),
-        "How weights are stored; auto is bf16 where the checkpoint is bfloat16 (nothing is lost), else float32. int8 "
+        "How weights are stored; auto is bf16 where the checkpoint is bfloat16 (nothing is lost), else float32; where "
+        "it is quantised (GPTQ, AWQ, compressed-tensors), it is the narrowest that its numbers fit. int8 "
         "has a scale for each output, int4 one for each output and 32 inputs; with either, what enters a product is "
         "rounded to int8, token by token. Tables and heads are never int4.",
         "auto",

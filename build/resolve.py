@@ -71,7 +71,11 @@ def resolve(recipe: Recipe, checkpoint: Checkpoint, say: Callable[[str], None]) 
     if recipe.model.dtype == "auto":
         recipe = recipe.with_values("model", dtype="bfloat16" if narrow else "float32")
     if recipe.quantization.weights == "auto":
-        recipe = recipe.with_values("quantization", weights="bf16" if narrow else "float32")
+        chosen = "bf16" if narrow else "float32"
+        if checkpoint.scheme is not None and recipe.device.kind != "cuda":
+            chosen, why = checkpoint.scheme.storage
+            say(f"the checkpoint is quantised ({checkpoint.scheme}): {why}")
+        recipe = recipe.with_values("quantization", weights=chosen)
     if recipe.quantization.kv == "auto":
         recipe = recipe.with_values("quantization", kv="float32")
     engine = recipe.engine

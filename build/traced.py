@@ -29,6 +29,7 @@ class WeightForm(Enum):
     INT8_SCALE = "the scales of an int8 weight"
     INT4 = "int4, packed"
     INT4_SCALE = "the scales of an int4 weight"
+    OUTPUT_SCALE = "the scales of a weight whose product is scaled afterwards"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,8 @@ class ConstantSource:
     """Of an int4 weight: how many inputs share a scale."""
     transposed: bool = False
     """The checkpoint has [..., K, N] where packing takes [..., N, K]."""
+    kept: bool = False
+    """The whole numbers and scales are the checkpoint's own."""
     dtype: torch.dtype = torch.float32
 
 
@@ -113,10 +116,32 @@ class Traced:
         )
         self._allocate(constant)
 
-    def quantize(self, constant: Node, form: WeightForm, group: int) -> Node:
-        """Declare a weight [N, K] to be stored as int8 or, in groups of K, as int4; the new constant of its scales."""
+    def pack_unscaled(self, constant: Node, dtype: torch.dtype) -> Node:
+        """Declare a weight [N, K] to be stored packed as the checkpoint has it, without its scales; the new constant of
+        these, float32 [N], for the product."""
+        rows = int(value(constant).shape[0])
+        self.pack(constant, dtype)
+        self.sources[constant.name] = source = replace(self.sources[constant.name], kept=True)
+        name = self.names()[constant.name]
+        with self.graph.inserting_after(constant):
+            scale = self.graph.placeholder(f"{constant.name}_scale")
+        with self.fake_mode:
+            scale.meta["val"] = torch.empty((rows,))
+        specs = self.program.graph_signature.input_specs
+        place = next(i for i, spec in enumerate(specs) if spec.arg.name == constant.name)
+        own = InputSpec(InputKind.BUFFER, TensorArgument(name=scale.name), f"{name}_scale", persistent=True)
+        specs.insert(place + 1, own)
+        self.sources[scale.name] = replace(source, form=WeightForm.OUTPUT_SCALE, dtype=torch.float32)
+        self._allocate(scale)
+        return scale
+
+    def quantize(self, constant: Node, form: WeightForm, group: int, *, kept: bool = False) -> Node:
+        """Declare a weight [N, K] to be stored as int8 or, in groups of K, as int4; the new constant of its scales.
+
+        kept: as the checkpoint has rounded it.
+        """
         rows, columns = value(constant).shape
-        source = replace(self.sources[constant.name], dtype=torch.float32)
+        source = replace(self.sources[constant.name], dtype=torch.float32, kept=kept)
         is_int8 = form is WeightForm.INT8
         shape = quantized_shape(rows, columns) if is_int8 else int4_shape(rows, columns)
         scales = (rows,) if is_int8 else (-(-rows // PANEL), columns // group, PANEL)

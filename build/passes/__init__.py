@@ -18,6 +18,7 @@ from pllm.build.passes.small_products import small_products
 from pllm.build.passes.step_shape import StepShape
 from pllm.build.pipeline import Build
 from pllm.build.progress import StageProgress
+from pllm.build.quantized_checkpoint import QuantizedWeight
 from pllm.build.traced import Traced, WeightForm
 
 __all__ = ["CUDA_PASSES", "PASSES", "apply_cuda_passes", "apply_passes", "run_passes"]
@@ -50,19 +51,28 @@ _WHOLE = {"int8": WeightForm.INT8, "int4": WeightForm.INT4}
 
 def run_passes(build: Build, progress: StageProgress) -> None:
     weights = build.recipe.quantization.weights
-    for said in apply_passes(build.exported, _WIDE[weights], _WHOLE.get(weights)):
+    for said in apply_passes(
+        build.exported, _WIDE[weights], _WHOLE.get(weights), stored=build.model_weights.quantized
+    ):
         progress.say(said)
 
 
-def apply_passes(traced: Traced, storage: torch.dtype, whole: WeightForm | None = None) -> list[str]:
+def apply_passes(
+    traced: Traced,
+    storage: torch.dtype,
+    whole: WeightForm | None = None,
+    *,
+    stored: Callable[[str], QuantizedWeight | None] = lambda _: None,
+) -> list[str]:
     """Run every pass; what each says. ``whole``: linear weights are rounded to that form where they can be, and those
-    that remain are stored in ``storage``."""
+    that remain are stored in ``storage``. ``stored``: a parameter as the checkpoint has rounded it."""
     said = []
     for run in PASSES:
         if run is pack_linears and whole is not None:
-            said.append(f"quantize_linears: {quantize_linears(traced, storage, form=whole)}")
+            said.append(f"quantize_linears: {quantize_linears(traced, storage, form=whole, stored=stored)}")
             traced.drop_unused()
-        said.append(f"{run.__name__}: {run(traced, storage)}")
+        done = pack_linears(traced, storage, stored=stored) if run is pack_linears else run(traced, storage)
+        said.append(f"{run.__name__}: {done}")
         traced.drop_unused()
     return said
 

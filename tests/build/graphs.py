@@ -97,7 +97,7 @@ def traced_of(checkpoint: Checkpoint, kv_dtype: str = "float32") -> tuple[Traced
         num_layers=config.num_hidden_layers,
         num_kv_heads=config.num_key_value_heads,
         block_size=BLOCK_SIZE,
-        head_dim=SIZES["head_dim"],
+        head_dim=getattr(config, "head_dim", None) or SIZES["head_dim"],
     )
     return trace(skeleton(config, paged_attention), kv), kv
 

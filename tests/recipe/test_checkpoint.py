@@ -247,8 +247,10 @@ def test_damaged_weights_are_named(checkpoint_path: Path) -> None:
     assert "model.safetensors: its header claims" in refused(checkpoint_path)
 
 
-def test_quantised_checkpoints_are_refused_by_name(tmp_path: Path) -> None:
-    assert "already quantised" in refused(write_checkpoint(tmp_path / "q", quantization_config={"bits": 4}))
+def test_quantised_checkpoints_of_an_unknown_kind_are_refused_by_name(tmp_path: Path) -> None:
+    """Those that are read: tests/build/test_quantized_checkpoint.py."""
+    said = refused(write_checkpoint(tmp_path / "q", quantization_config={"quant_method": "hqq"}))
+    assert "quantised in a way that is not read: quant_method 'hqq'" in said
 
 
 @pytest.mark.parametrize(
