@@ -1,10 +1,13 @@
 """The engine: three calls a step."""
 
+import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Protocol
 
 from pllm.runtime.errors import QueueFullError, RequestError
 from pllm.runtime.grammar_store import GrammarStore
+from pllm.runtime.prompt_pace import PromptPace
 from pllm.runtime.scheduler import Scheduler
 from pllm.runtime.scheduler_config import SchedulerConfig
 from pllm.runtime.sequence import FinishReason, Request
@@ -25,11 +28,20 @@ class Engine:
     """Requests in, tokens out, a step at a time. One thread calls it.
 
     A request whose answers must have a form waits outside of the scheduler until its grammar is compiled: nobody waits
-    behind it. Without ``grammars`` there are no such requests.
+    behind it. Without ``grammars`` there are no such requests. ``clock`` gives seconds.
     """
 
-    def __init__(self, scheduler: Scheduler, model_runner: ModelRunner, grammars: GrammarStore | None = None) -> None:
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        model_runner: ModelRunner,
+        grammars: GrammarStore | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._scheduler = scheduler
+        self._pace = PromptPace(scheduler.config.max_prefill_tokens or scheduler.config.max_num_batched_tokens)
+        self._clock = clock
         self._model_runner = model_runner
         self._grammars = grammars
         self._compiling: dict[str, tuple[Request, Future[Grammar]]] = {}
@@ -77,12 +89,14 @@ class Engine:
         An error of one sequence is in its delta. One of the whole step is raised, and the engine is then unusable.
         """
         refused = self._take_compiled()
-        out = self._scheduler.schedule()
+        out = self._scheduler.schedule(self._pace.num_tokens)
         if not out.rows:
             if self._compiling and not refused and self._grammars is not None:
                 self._grammars.wait([future for _, future in self._compiling.values()], _PATIENCE)
             return refused
+        began = self._clock()
         result = self._model_runner.execute(out)
+        self._pace.note(out.rows, self._clock() - began)
         return refused + self._scheduler.update(out, result)
 
     def stats(self) -> SchedulerStats:

@@ -36,11 +36,12 @@ in_order = attrgetter("order")
 class _Budget:
     """What is left of a step for prompts, once every decoding sequence has its token."""
 
-    def __init__(self, config: SchedulerConfig, num_decodes: int) -> None:
+    def __init__(self, config: SchedulerConfig, num_decodes: int, max_prompt_tokens: int | None) -> None:
         tokens = config.max_num_batched_tokens - num_decodes
         if num_decodes:
             tokens = min(tokens, config.prefill_chunk)
-        self.tokens = tokens if config.max_prefill_tokens is None else min(tokens, config.max_prefill_tokens)
+        bounds = (tokens, config.max_prefill_tokens, max_prompt_tokens)
+        self.tokens = min(bound for bound in bounds if bound is not None)
         self.logit_rows = config.max_logit_rows - num_decodes
 
     def take(self, seq: Sequence) -> int:
@@ -107,10 +108,11 @@ class Scheduler:
         """Forget all cached prefixes; running sequences keep what they hold."""
         self._pool.reset_prefixes()
 
-    def schedule(self) -> SchedulerOutput:
-        """Decide the next step. No rows: there is nothing to do."""
+    def schedule(self, max_prompt_tokens: int | None = None) -> SchedulerOutput:
+        """Decide the next step, which computes at most so many tokens of prompts. No rows: there is nothing to do."""
         assert not self._in_flight, "schedule() before the last step's update()"
-        budget = _Budget(self.config, num_decodes=sum(seq.num_pending == 1 for seq in self._running))
+        num_decodes = sum(seq.num_pending == 1 for seq in self._running)
+        budget = _Budget(self.config, num_decodes, max_prompt_tokens)
         rows: list[ScheduledRow] = []
         copies: list[tuple[int, int]] = []
 
