@@ -169,7 +169,8 @@ class Scheme:
         words, half = tensor("qweight"), 1 << (self.bits - 1)
 
         def by_output(packed: "torch.Tensor") -> "torch.Tensor":
-            return _unpacked(packed, self.bits).unflatten(1, (-1, len(_AWQ_ORDER)))[:, :, _AWQ_ORDER].flatten(1).T
+            eights: torch.Tensor = _unpacked(packed, self.bits).unflatten(1, (-1, len(_AWQ_ORDER)))
+            return eights[:, :, _AWQ_ORDER].flatten(1).T
 
         zero = _nonzero(by_output(tensor("qzeros")) - half) if "qzeros" in own else None
         return QuantizedWeight(
@@ -239,9 +240,9 @@ def _compressed_tensors(said: Mapping[str, Any], refuse: Callable[[str], Checkpo
     weights = group.get("weights") if isinstance(group, dict) else None
     if not isinstance(weights, dict) or layout not in (*_CT_WHOLE, "pack-quantized"):
         raise refuse(f"compressed-tensors in the format {layout!r}")
-    bits, kind, strategy = weights.get("num_bits"), weights.get("type", "int"), weights.get("strategy")
-    sparsity = said.get("sparsity_config") or {}
-    if sparsity.get("format", "dense") != "dense" or said.get("transform_config"):
+    bits, kind, strategy = weights.get("num_bits", 0), weights.get("type", "int"), weights.get("strategy")
+    sparsity = said.get("sparsity_config") or {"format": "dense"}
+    if not isinstance(sparsity, dict) or sparsity.get("format") != "dense" or said.get("transform_config"):
         raise refuse("compressed-tensors with sparsity or transforms")
     if strategy not in ("tensor", "channel", "group", None):
         raise refuse(f"compressed-tensors with the strategy {strategy!r}")
