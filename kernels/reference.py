@@ -71,20 +71,18 @@ def quantized_linear(
 ) -> torch.Tensor:
     """x W^T + bias with int8 or int4 weights and activations that are rounded to int8, a row at a time.
 
-    x: float32 [..., K]; each row is divided by its largest element's size / 127 and rounded to nearest even. weight and
-    scale, packed as `kernels/quantization.py` has them: int8 with float32 [N], or int4 with bfloat16 [ceil(N/32),
-    groups, 32]. bias: float32 [N]. Products are summed as whole numbers (int4: in each group), then multiplied by both
-    scales. A row that is not finite gives what is not. Returns float32 [..., N], N = out_features.
+    x: float32 [..., K]; each row is rounded as `quantization.round_rows` does it. weight and scale, packed as
+    `kernels/quantization.py` has them: int8 with float32 [N], or int4 with bfloat16 [ceil(N/32), groups, 32]. bias:
+    float32 [N]. Products are summed as whole numbers (int4: in each group), then multiplied by both scales. A row that
+    is not finite gives what is not. Returns float32 [..., N], N = out_features.
     """
-    largest = x.abs().amax(dim=-1, keepdim=True)
-    steps = torch.full_like(largest, 127) / largest  # 127 / largest would be 127 times the reciprocal, rounded twice
-    steps = steps.where((largest > 0) & largest.isfinite(), torch.zeros_like(largest))
-    whole = (x * steps).round().nan_to_num(0).double()
+    rounded, step = round_rows(x)
+    whole, step = rounded.double(), step[..., None]
     if scale.dtype == torch.float32:
         sums = whole @ unpack_quantized(weight, out_features, x.shape[-1]).double().T
-        y = sums.float() * (scale * (largest / 127))
+        y = sums.float() * (scale * step)
     else:
-        y = (whole @ dequantize_int4(*unpack_int4(weight, scale, out_features)).double().T).float() * (largest / 127)
+        y = (whole @ dequantize_int4(*unpack_int4(weight, scale, out_features)).double().T).float() * step
     return y if bias is None else y + bias
 
 

@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "kernels.h"
+#include "rounding.h"
 #include "simd.h"
 
 namespace pllm {
@@ -57,7 +58,6 @@ PLLM_INLINE vi add_whole(vi a, vi b) { return _mm512_add_epi32(a, b); }
 PLLM_INLINE vi rounded(vf a) { return _mm512_cvtps_epi32(a); }
 PLLM_INLINE int32_t reduce_add_whole(vi a) { return _mm512_reduce_add_epi32(a); }
 PLLM_INLINE __m128i narrowed(vi a) { return _mm512_cvtsepi32_epi8(a); }
-PLLM_INLINE vf absolute(vf a) { return _mm512_abs_ps(a); }
 
 #else
 
@@ -87,7 +87,6 @@ PLLM_INLINE __m128i narrowed(vi a) {
   const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
   return _mm_packs_epi16(words, words);
 }
-PLLM_INLINE vf absolute(vf a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
 
 #endif
 
@@ -207,24 +206,15 @@ void tile_of(int64_t rows, const Problem& p, const int8_t* x, const int32_t* sta
   }
 }
 
-// One row, rounded to 127 steps either way of its largest element, into its place in a tile. A row with NaN or infinity in it
-// has NaN or infinity for its scale, and so for its results.
-void round_row(const float* x, int64_t k, int offset, const Problem& p, int64_t rows, int8_t* to, float* scale, int32_t* start) {
-  vf top = zero();
-  bool nan = false;
-  for (int64_t i = 0; i < k; i += kLanes) {
-    const vf a = load_first(x + i, k - i);
-    nan |= any_nan(a);
-    top = max(top, absolute(a));
-  }
-  const float largest = reduce_max(top);
-  const vf steps = set1(largest > 0 && largest < INFINITY ? 127.0f / largest : 0.0f);
-  *scale = nan ? NAN : largest / 127.0f;
+// One row, rounded, into its place in a tile.
+void round_into_tile(const float* x, int64_t k, int offset, const Problem& p, int64_t rows, int8_t* to, float* scale, int32_t* start) {
+  const Rounding row = rounding_of(x, k);
+  *scale = row.scale;
   const int64_t padded = p.quads * kQuad, group = padded / p.groups;
   vi sum = set_all(0);
   int32_t odd_sum = 0;  // where groups do not begin with vectors
   for (int64_t i = 0; i < padded; i += kLanes) {
-    const vi whole = rounded(mul(load_first(x + i, k - i), steps));
+    const vi whole = rounded(mul(load_first(x + i, k - i), row.steps));
     alignas(16) int8_t bytes[16];
     _mm_store_si128((__m128i*)bytes, narrowed(whole));
     const int64_t quads = least(kLanes, padded - i) / kQuad;
@@ -261,7 +251,7 @@ int product(const float* x, int64_t m, int64_t x_stride, int64_t k, Problem p) {
   loop(p.tiles, 1, alone || m * k <= 32768, [&](int, int64_t t, int64_t) {
     const int64_t row = split(m, t, p.tiles), rows = split(m, t + 1, p.tiles) - row;
     for (int64_t r = 0; r < rows; r++)
-      round_row(x + (row + r) * x_stride, k, Format::kOffset, p, rows, rounded + row * padded + r * kQuad, x_scale + row + r,
+      round_into_tile(x + (row + r) * x_stride, k, Format::kOffset, p, rows, rounded + row * padded + r * kQuad, x_scale + row + r,
                 start + row * p.groups + r);
   });
   // Pieces: runs of panels, long enough to be read as a stream; times groups of rows where there are few panels.
