@@ -58,6 +58,12 @@ class GrammarStore:
         """Return when one of them is done, or after ``seconds``."""
         wait(futures, seconds, FIRST_COMPLETED)
 
+    def wait_kept(self) -> None:
+        """Return when all that `keep` was given is compiled, or cannot be: for measurements."""
+        with self._lock:
+            pinned = tuple(self._pinned.values())
+        wait(pinned)
+
     def close(self) -> None:
         """End the thread; what it has not begun is dropped."""
         self._thread.shutdown(wait=False, cancel_futures=True)

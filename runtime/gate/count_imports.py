@@ -9,7 +9,7 @@ import sys
 from importlib import import_module
 from typing import Any
 
-__all__: list[str] = []
+__all__ = ["main"]
 
 _SERVER = ("cli", "launch", "log", "serve", "service", "settings", "supervisor")
 """What ``pllm run`` imports of `pllm.runtime.server`, in the order of its start."""
@@ -48,6 +48,7 @@ def _engine(artifact: str) -> None:
     core.engine.submit(import_module("pllm.runtime.sequence").Request("0", (1, 2, 3), params, (), 0.0))
     while core.engine.has_unfinished:
         core.engine.step()
+    core.wait_settled()  # grammars that the artifact brings along are compiled in a thread
     core.close()
 
 
@@ -56,6 +57,7 @@ def _library(artifact: str) -> None:
     llm = import_module("pllm.runtime.llm").LLM(artifact)
     params = import_module("pllm.runtime.sampling_params").SamplingParams(max_tokens=2, temperature=0.8)
     llm.generate([[1, 2, 3]], params, use_tqdm=False)
+    llm._core.wait_settled()
     llm.close()
 
 
@@ -65,7 +67,8 @@ def _server(_: str) -> None:
         import_module(f"pllm.runtime.server.{name}")
 
 
-def _main() -> int:
+def main() -> int:
+    """Count, and write."""
     artifact, what = sys.argv[1:]
     asked = _Asked()
     serve = {"engine": _engine, "library": _library, "server": _server}[what]
@@ -91,4 +94,4 @@ def _main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(_main())
+    sys.exit(main())
