@@ -47,7 +47,7 @@ class GateOptions:
 
 SHORT = GateOptions(
     settings=GateSettings(seconds=240.0),
-    quantities=("decode*", "prefill, 32 *", "TPOT*", PEAK_MEMORY.name),
+    quantities=("decode, ? *", "prefill, 32 *", "TPOT*", PEAK_MEMORY.name),  # of decode, up to nine sequences
 )
 """A minute on a quiet machine, some on a restless one: what settles soon."""
 
