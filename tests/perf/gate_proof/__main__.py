@@ -111,7 +111,7 @@ def simulate_runs(arguments: argparse.Namespace) -> int:
     }
     document = {
         "date": now(),
-        "command": "python -m gate_proof simulate",
+        "command": "python -m gate_proof simulate " + " ".join(path.name for path in arguments.recordings),
         "what": "the gate's own decisions, simulated on recorded timings; a slowdown is a factor on recorded costs",
         "machine": MachineFacts.here().as_dict(),
         "num_trios": len(trios),
