@@ -42,6 +42,7 @@ class EngineCore:
         *,
         model_runner: ModelRunner,
         pool: KvPool,
+        grammars: GrammarStore,
         resources: ExitStack,
     ) -> None:
         self.manifest = manifest
@@ -49,6 +50,7 @@ class EngineCore:
         self.engine = engine
         self.model_runner = model_runner
         self._pool = pool
+        self._grammars = grammars
         self._resources = resources
 
     @classmethod
@@ -123,12 +125,15 @@ class EngineCore:
                 for form in shipped_forms(artifact, manifest.grammars.files).values():
                     grammars.keep(form, manifest.grammars.eos_token_ids)
             engine = Engine(Scheduler(config), runner, grammars)
-            return cls(manifest, plan, engine, model_runner=runner, pool=pool, resources=resources.pop_all())
+            return cls(
+                manifest, plan, engine, model_runner=runner, pool=pool, grammars=grammars, resources=resources.pop_all()
+            )
         raise AssertionError("unreachable: nothing above swallows an error")
 
     def wait_settled(self) -> None:
         """Return when nothing of the start goes on beside the engine any more: for measurements."""
         self._pool.wait_taken()
+        self._grammars.wait_kept()
 
     def close(self) -> None:
         """Give everything back. No step may run any more."""
