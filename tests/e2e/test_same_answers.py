@@ -1,5 +1,8 @@
 """One request says the same however it is served: alone or beside others, cached or not, streamed or whole."""
 
+import json
+import socket
+import threading
 from pathlib import Path
 
 import httpx
@@ -78,3 +81,36 @@ def test_by_the_server(server, alone: list[RequestOutput]) -> None:
         answer = httpx.post(f"{server.url}/v1/completions", json=body, timeout=30).raise_for_status().json()
         assert answer["choices"][0]["text"] == expected.outputs[0].text
         assert answer["choices"][0]["finish_reason"] == expected.outputs[0].finish_reason
+
+
+def test_while_others_come_and_leave(server, alone: list[RequestOutput]) -> None:
+    """Large prompts beside it, whose clients hang up amid them, and amid their answers."""
+    done = threading.Event()
+
+    def restless() -> None:
+        number = 0
+        while not done.is_set():
+            number += 1
+            prompt = [300 + (7919 * i + 31 * number) % 900 for i in range(1500)]
+            body = json.dumps({"prompt": prompt, "max_tokens": 400, "ignore_eos": True, "stream": True}).encode()
+            with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
+                head = "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+                connection.sendall(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
+                if number % 2:
+                    connection.recv(1024)  # its first token has come
+                else:
+                    done.wait(0.02 * (number % 7))
+
+    others = [threading.Thread(target=restless) for _ in range(4)]
+    for other in others:
+        other.start()
+    try:
+        for prompt, expected in ((PROMPTS[0], alone[0]), (PROMPTS[0], alone[0])):
+            body = {"prompt": prompt, "max_tokens": 40, "ignore_eos": True, "temperature": 0, "cache_salt": "own"}
+            answer = httpx.post(f"{server.url}/v1/completions", json=body, timeout=60).raise_for_status().json()
+            assert answer["choices"][0]["text"] == expected.outputs[0].text
+    finally:
+        done.set()
+        for other in others:
+            other.join()
+    server.wait_for_usage(lambda used: used == 0)
