@@ -96,6 +96,8 @@ def materialise(source: ConstantSource, weights: ModelWeights, rounding: _Roundi
             return pack_linear(_unscaled(source, weights) if source.kept else _joined(source, weights))
         case WeightForm.OUTPUT_SCALE:
             return torch.cat([part.scale.float()[:, 0] for part in _quantized(source, weights)])
+        case WeightForm.INT4_OFFSET:
+            return pack_linear(torch.cat([_offsets(part) for part in _quantized(source, weights)]))
     rounded, scale = (rounding or _Rounding(weights)).round(source)
     form = {
         WeightForm.INT8: lambda: pack_quantized(rounded),
@@ -108,6 +110,12 @@ def materialise(source: ConstantSource, weights: ModelWeights, rounding: _Roundi
 
 def _quantized(source: ConstantSource, weights: ModelWeights) -> list[QuantizedWeight]:
     return [found for part in source.parts if (found := weights.quantized(part)) is not None]
+
+
+def _offsets(part: QuantizedWeight) -> torch.Tensor:
+    """float32 [N, groups]: minus the zero points, times the scales as the program has them."""
+    scale = part.scale.to(torch.bfloat16).float()
+    return torch.zeros_like(scale) if part.zero is None else -part.zero * scale
 
 
 def _unscaled(source: ConstantSource, weights: ModelWeights) -> torch.Tensor:

@@ -61,11 +61,9 @@ class QuantizedWeight:
 
     @property
     def obstacle(self) -> str | None:
-        """Why (whole number * scale) of consecutive inputs does not say all; None where it does."""
+        """Why (whole number - zero) * scale of consecutive inputs does not say all; None where it does."""
         if self.is_float:
             return "it is float8"
-        if self.zero is not None:
-            return "it has zero points"
         return None if self.group_of is None else "its inputs are not in the order of their groups (desc_act)"
 
 
@@ -77,8 +75,8 @@ class Scheme:
     """``gptq``, ``awq``, or a format of compressed-tensors."""
     bits: int
     is_float: bool
-    is_symmetric: bool
-    """As it says of itself: without zero points, and inputs in the order of their groups."""
+    is_ordered: bool
+    """As it says of itself: inputs are in the order of their groups."""
     zero_offset: int = 0
     """What GPTQ's first format stores zeros less."""
 
@@ -93,9 +91,9 @@ class Scheme:
             return "bf16", "its float8 is stored in bf16, which it fits, and products are scaled"
         if self.bits == 8:
             return "int8", "its int8 is kept where it has a scale for each output"
-        if self.is_symmetric:
+        if self.is_ordered:
             return "int4", "its int4 is kept, with its scales rounded to bf16"
-        return "int8", "its int4 has zero points or reordered inputs, and is rounded again, to int8"
+        return "int8", "its int4 has reordered inputs (desc_act), and is rounded again, to int8"
 
     def modules(self, names: Iterable[str]) -> dict[str, tuple[str, ...]]:
         """The tensors of each quantised product, by the name of its module."""
@@ -219,13 +217,13 @@ def scheme_of(config: Mapping[str, Any], label: str) -> Scheme | None:
         bits, form = said.get("bits"), said.get("checkpoint_format", "gptq")
         if bits not in (4, 8) or form not in ("gptq", "gptq_v2") or said.get("dynamic"):
             raise refuse(f"GPTQ with bits {bits}, checkpoint_format {form!r}, dynamic {said.get('dynamic') or 'none'}")
-        ordered = said.get("sym", True) is True and not said.get("desc_act")
-        return Scheme("gptq", bits, is_float=False, is_symmetric=ordered, zero_offset=1 if form == "gptq" else 0)
+        ordered = not said.get("desc_act")
+        return Scheme("gptq", bits, is_float=False, is_ordered=ordered, zero_offset=1 if form == "gptq" else 0)
     if method == "awq":
         bits, version = said.get("bits", said.get("w_bit")), str(said.get("version", "gemm")).lower()
         if bits != 4 or version != "gemm":
             raise refuse(f"AWQ with {bits} bits, version {version!r}")
-        return Scheme("awq", bits, is_float=False, is_symmetric=not said.get("zero_point", True))
+        return Scheme("awq", bits, is_float=False, is_ordered=True)
     if method == "compressed-tensors":
         return _compressed_tensors(said, refuse)
     raise refuse(f"quant_method {method!r}")
@@ -248,8 +246,7 @@ def _compressed_tensors(said: Mapping[str, Any], refuse: Callable[[str], Checkpo
         raise refuse(f"compressed-tensors with the strategy {strategy!r}")
     if (kind, bits) not in (("int", 4), ("int", 8), ("float", 8)) or (layout == "pack-quantized" and kind != "int"):
         raise refuse(f"compressed-tensors with {kind} of {bits} bits")
-    symmetric = weights.get("symmetric", True) is True and weights.get("actorder") != "group"
-    return Scheme(layout, bits, is_float=kind == "float", is_symmetric=symmetric)
+    return Scheme(layout, bits, is_float=kind == "float", is_ordered=weights.get("actorder") != "group")
 
 
 def _unpacked(words: "torch.Tensor", bits: int) -> "torch.Tensor":

@@ -29,6 +29,9 @@ class WeightForm(Enum):
     INT8_SCALE = "the scales of an int8 weight"
     INT4 = "int4, packed"
     INT4_SCALE = "the scales of an int4 weight"
+    INT4_OFFSET = (
+        "what an int4 weight's zero points add for the sum of each group of inputs: packed, float32 [N, groups]"
+    )
     OUTPUT_SCALE = "the scales of a weight whose product is scaled afterwards"
 
 
@@ -121,19 +124,12 @@ class Traced:
         these, float32 [N], for the product."""
         rows = int(value(constant).shape[0])
         self.pack(constant, dtype)
-        self.sources[constant.name] = source = replace(self.sources[constant.name], kept=True)
-        name = self.names()[constant.name]
-        with self.graph.inserting_after(constant):
-            scale = self.graph.placeholder(f"{constant.name}_scale")
-        with self.fake_mode:
-            scale.meta["val"] = torch.empty((rows,))
-        specs = self.program.graph_signature.input_specs
-        place = next(i for i, spec in enumerate(specs) if spec.arg.name == constant.name)
-        own = InputSpec(InputKind.BUFFER, TensorArgument(name=scale.name), f"{name}_scale", persistent=True)
-        specs.insert(place + 1, own)
-        self.sources[scale.name] = replace(source, form=WeightForm.OUTPUT_SCALE, dtype=torch.float32)
-        self._allocate(scale)
-        return scale
+        self.sources[constant.name] = replace(self.sources[constant.name], kept=True)
+        return self._beside(constant, "scale", (rows,), WeightForm.OUTPUT_SCALE)
+
+    def offset(self, constant: Node, rows: int, groups: int) -> Node:
+        """The new constant, packed float32 [rows, groups], of what the zero points of a kept int4 weight add."""
+        return self._beside(constant, "offset", packed_shape(rows, groups), WeightForm.INT4_OFFSET)
 
     def quantize(self, constant: Node, form: WeightForm, group: int, *, kept: bool = False) -> Node:
         """Declare a weight [N, K] to be stored as int8 or, in groups of K, as int4; the new constant of its scales.
@@ -178,6 +174,20 @@ class Traced:
                 specs[:] = [spec for spec in specs if spec.arg.name != node.name]
         self.graph.lint()
         self.program.graph_module.recompile()
+
+    def _beside(self, constant: Node, suffix: str, shape: tuple[int, ...], form: WeightForm) -> Node:
+        """A new float32 constant that is made of the same tensors of the checkpoint."""
+        name = f"{self.names()[constant.name]}_{suffix}"
+        with self.graph.inserting_after(constant):
+            node = self.graph.placeholder(f"{constant.name}_{suffix}")
+        with self.fake_mode:
+            node.meta["val"] = torch.empty(shape)
+        specs = self.program.graph_signature.input_specs
+        place = next(i for i, spec in enumerate(specs) if spec.arg.name == constant.name)
+        specs.insert(place + 1, InputSpec(InputKind.BUFFER, TensorArgument(name=node.name), name, persistent=True))
+        self.sources[node.name] = replace(self.sources[constant.name], form=form, dtype=torch.float32)
+        self._allocate(node)
+        return node
 
     def _allocate(self, node: Node) -> None:
         """torch wants a tensor behind each constant; this one is address space that nothing ever touches."""

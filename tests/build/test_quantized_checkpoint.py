@@ -24,9 +24,10 @@ from pllm.runtime.errors import CheckpointError
 from .graphs import PagedModel, traced_of
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "quantized"
-INT4 = ("gptq-g32", "gptq-g128", "w4a16")
+ZEROS = ("awq-g32", "w4a16-asym")
+INT4 = ("gptq-g32", "gptq-g128", "w4a16", *ZEROS)
 INT8 = ("w8a8", "w8a16")
-OTHERS = ("gptq-act-order", "awq-g32", "w4a16-asym", "fp8-channel", "fp8-tensor")
+OTHERS = ("gptq-act-order", "fp8-channel", "fp8-tensor")
 LAYERS = 2
 
 
@@ -64,7 +65,7 @@ def test_weights_mean_what_their_library_says_and_the_graph_says_it_too(name: st
 )
 def test_whole_numbers_are_kept(name: str, form: WeightForm) -> None:
     """All products of the layers, merged as they are, in the checkpoint's own numbers: int8 to the last bit, int4 but
-    for scales that are rounded to bfloat16. The table was wide, and is rounded to int8."""
+    for scales that are rounded to bfloat16; zero points make a product of their own. The table is rounded to int8."""
     checkpoint, tokens, expected = opened(name)
     weights = weights_of(checkpoint)
     traced, kv = traced_of(checkpoint)
@@ -73,6 +74,7 @@ def test_whole_numbers_are_kept(name: str, form: WeightForm) -> None:
     )
     assert f"{4 * LAYERS} of them as the checkpoint has rounded them" in said
     assert "again" not in said
+    assert (f"{4 * LAYERS} with zero points" in said) == (name in ZEROS)
     kept = {node: source for node, source in traced.sources.items() if source.kept and source.form is form}
     assert len(kept) == 4 * LAYERS
     for node, source in kept.items():
@@ -82,6 +84,9 @@ def test_whole_numbers_are_kept(name: str, form: WeightForm) -> None:
             assert torch.equal(dequantize(unpack_quantized(packed, *meant.shape), scale), meant)
         else:
             found = dequantize_int4(*unpack_int4(packed, scale, len(meant)))
+            if name in ZEROS:
+                offsets = unpack_linear(materialise(traced.sources[f"{node}_offset"], weights), len(meant))
+                found += offsets.repeat_interleave(source.group, dim=1)
             assert ((found - meant).abs() <= meant.abs() * 2**-8).all()
             assert source.group == (128 if name == "gptq-g128" else 32)
     logits = PagedModel(traced, kv, checkpoint).step({0: tokens.tolist()})
@@ -111,9 +116,7 @@ def test_float8_is_stored_as_it_is(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "form", "reason"),
     [
-        ("awq-g32", WeightForm.INT4, "it has zero points"),
-        ("w4a16-asym", WeightForm.INT4, "it has zero points"),
-        ("gptq-act-order", WeightForm.INT4, "it has zero points"),
+        ("gptq-act-order", WeightForm.INT4, "its inputs are not in the order of their groups"),
         ("gptq-g32", WeightForm.INT8, "it has 4 bits, and 8 are stored"),
         ("w8a8", WeightForm.INT4, "it has 8 bits, and 4 are stored"),
         ("fp8-channel", WeightForm.INT8, "it is float8"),

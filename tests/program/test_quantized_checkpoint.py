@@ -16,7 +16,7 @@ from .test_families import SCORED
 
 BUILDS = [
     ("gptq-g32", "int4", {"U8", "BF16", "F32"}),
-    ("awq-g32", "int8", {"U8", "F32"}),
+    ("awq-g32", "int4", {"U8", "BF16", "F32"}),
     ("w8a8", "int8", {"U8", "F32"}),
     ("fp8-channel", "bf16", {"BF16", "F32"}),
 ]
