@@ -20,7 +20,14 @@ BASE: dict[str, int | str] = {
     "modules of pllm, engine": "pllm pllm.runtime",
     "allocations, 16 steps of 1 sequence": 16520,
 }
-HERE = {"python": "3.11", "numpy": "2.4", "torch": "2.13.0", "transformers": "5.24.0", "g++": "12.2.0", "vectors": "avx2"}
+HERE = {
+    "python": "3.11",
+    "numpy": "2.4",
+    "torch": "2.13.0",
+    "transformers": "5.24.0",
+    "g++": "12.2.0",
+    "vectors": "avx2",
+}
 
 
 def changed(begin: str, count: int | str | None) -> dict[str, int | str]:
@@ -94,7 +101,7 @@ def test_pins_of_other_versions_stay_and_are_not_compared(tmp_path: Path) -> Non
     for counts, versions in ((BASE, HERE), (other, there)):
         checks, missing = check_pins(both, counts, versions)
         assert (verdict_of(checks), missing) == (Verdict.PASS, [])
-    assert list(both.sections)[0] == list(pins.sections)[0] == "torch 2.13.0, transformers 5.24.0"
+    assert next(iter(both.sections)) == next(iter(pins.sections)) == "torch 2.13.0, transformers 5.24.0"
     assert both.text().index(ANY) < both.text().index("torch 2.11.0")
 
 
