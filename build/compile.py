@@ -24,6 +24,7 @@ from pllm.build.graph_record import record
 from pllm.build.pipeline import Build
 from pllm.build.progress import StageProgress
 from pllm.build.traced import Traced, value
+from pllm.kernels.cpu.abi import ABI_VERSION
 from pllm.kernels.cpu.compile import CompilerError, build_library
 from pllm.runtime.errors import BuildError
 from pllm.runtime.graphs import GRAPHS, Graphs, ProgramGraph
@@ -93,6 +94,7 @@ def compile_programs(build: Build, progress: StageProgress) -> None:
         machine=here.architecture,
         isa=isa,
         glibc=here.glibc or "",
+        operators=ABI_VERSION,
     )
     progress.say(
         f"program main: {sum(graph.nodes.values())} nodes, {sum(graph.kernels.values())} kernels a step, "

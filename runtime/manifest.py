@@ -11,6 +11,7 @@ from typing import Annotated
 
 import msgspec
 
+from pllm.kernels.cpu.abi import ABI_VERSION
 from pllm.runtime.gpu import version_text
 from pllm.runtime.machine import Machine
 from pllm.runtime.memory import MemoryLedger, MemorySetting, parse_memory
@@ -54,7 +55,7 @@ class GpuRequires(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     """The driver must run this CUDA, or a later one: 13000 for 13.0."""
 
 
-class Requires(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Requires(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
     """What a machine must have, exactly or at least, for the native code inside to run."""
 
     torch: str
@@ -69,6 +70,8 @@ class Requires(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """At least this one."""
     gpu: GpuRequires | None = None
     """For ``cuda``, and for nothing else."""
+    operators: int | None = None
+    """The interface of the operator library that was built in; None where that was not written down yet."""
 
     def __post_init__(self) -> None:
         if self.device not in ("cpu", "cuda"):
@@ -308,6 +311,8 @@ def mismatch(manifest: Manifest, machine: Machine) -> str | None:
     if needs.torch != machine.torch:
         have = f"torch {machine.torch} is installed" if machine.torch else "torch is not installed"
         return f"it is built for torch {needs.torch}, and {have}; pip install torch=={needs.torch}, or {again}"
+    if needs.operators not in (None, ABI_VERSION):
+        return f"its operators have version {needs.operators}, and this pllm speaks {ABI_VERSION}; {again}"
     return None if needs.gpu is None else _gpu_mismatch(needs, needs.gpu, machine, again)
 
 

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pllm.kernels.cpu.abi import ABI_VERSION
+
 __all__ = ["ABI_VERSION", "CpuLibrary", "OperatorError", "load_library"]
 
-ABI_VERSION = 4
 _PANEL = 32
 _DTYPES = {np.dtype(np.float32): 0, np.dtype(np.uint16): 1}
 _SCALE_BYTES = 4  # of a key or value in int8

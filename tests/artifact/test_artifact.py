@@ -18,6 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pllm.kernels.cpu.abi import ABI_VERSION
 from pllm.runtime.artifact import MANIFEST, SEAL, Artifact
 from pllm.runtime.errors import ArtifactDamagedError, ArtifactError, ArtifactMismatchError
 from pllm.runtime.machine import Machine
@@ -252,6 +253,8 @@ def test_another_format_is_refused_with_the_remedy_though_its_fields_are_unknown
         ({"glibc": "99.1"}, {}, r"glibc 99\.1"),
         ({"glibc": "2.9"}, {"glibc": "2.36"}, None),
         ({"machine": "riscv64"}, {}, "riscv64"),
+        ({"operators": ABI_VERSION}, {}, None),
+        ({"operators": ABI_VERSION - 1}, {}, rf"operators have version {ABI_VERSION - 1}.*pllm build"),
     ],
 )
 def test_another_machine_is_refused_with_the_command_that_mends_it(
