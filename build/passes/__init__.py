@@ -51,9 +51,7 @@ _WHOLE = {"int8": WeightForm.INT8, "int4": WeightForm.INT4}
 
 def run_passes(build: Build, progress: StageProgress) -> None:
     weights = build.recipe.quantization.weights
-    for said in apply_passes(
-        build.exported, _WIDE[weights], _WHOLE.get(weights), stored=build.model_weights.quantized
-    ):
+    for said in apply_passes(build.exported, _WIDE[weights], _WHOLE.get(weights), stored=build.model_weights.quantized):
         progress.say(said)
 
 
