@@ -10,8 +10,9 @@ from pllm.cli import main
 from pllm.runtime.errors import ArtifactError, UserInputError
 from pllm.runtime.gate.check import Check, Verdict
 from pllm.runtime.gate.facts import facts_of
-from pllm.runtime.gate.gate import GateOptions, gate
+from pllm.runtime.gate.gate import GateOptions, gate, gate_certificate
 from pllm.runtime.gate.quantity import tasks_for
+from pllm.runtime.gate.run import GateSettings
 from pllm.runtime.gate.side import Side, Worker
 from pllm.runtime.gate.turns import PassTurn, StepTurn
 
@@ -83,15 +84,18 @@ def test_a_side_that_is_no_artifact(artifact: Path, tmp_path: Path) -> None:
         gate(Side("base", artifact), Side("new", tmp_path), GateOptions())
 
 
-def test_against_its_own_certificate(artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_against_its_own_certificate(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever this machine's speed is now, beside that of the build: the check of it has a test of its own."""
     same = Check("machine", None, None, Verdict.PASS)
     monkeypatch.setattr("pllm.runtime.gate.gate.machine_check", lambda *_: same)
-    target = tmp_path / "gate.json"
-    main(["gate", str(artifact), "--seconds", "0.1", "--quantities", "decode, 1 *", "--json", str(target)])
-    document = json.loads(target.read_text())
-    facts = document["sides"]["certificate"]
-    assert facts["calibration"] > 0
-    assert facts["cpu"]
-    assert [each["name"] for each in document["timings"]] == ["decode, 1 sequence"]
-    assert all(0 < each[side] < 100 for each in document["timings"] for side in ("base", "new"))
+    options = GateOptions(settings=GateSettings(seconds=0.1, least=2), quantities=("decode, 1 *",))
+    report = gate_certificate(Side("here", artifact), options)
+    facts = report.sides["certificate"]
+    assert facts.calibration is not None
+    assert facts.calibration > 0
+    assert facts.cpu
+    assert report.run is not None
+    [found] = report.run.comparisons
+    assert found.quantity.name == "decode, 1 sequence"
+    assert 0 < found.base < 1
+    assert 0 < found.new < 1
