@@ -88,3 +88,52 @@ def test_many_at_once(server: Server) -> None:
             return await asyncio.gather(*(one(number) for number in range(40)))
 
     assert asyncio.run(main()) == [f"number {number} ä😀" for number in range(40)]
+
+
+def test_what_users_of_vllm_add(api: openai.OpenAI) -> None:
+    more = {
+        "top_k": 5, "min_p": 0.1, "repetition_penalty": 1.1, "stop_token_ids": [], "ignore_eos": False, "min_tokens": 1,
+        "include_stop_str_in_output": False, "skip_special_tokens": True, "spaces_between_special_tokens": True,
+        "priority": 0, "cache_salt": "mine", "best_of": 1, "use_beam_search": False, "length_penalty": 1.0,
+        "add_generation_prompt": True, "chat_template_kwargs": {"enable_thinking": False}, "prompt_logprobs": None,
+        "guided_decoding_backend": "xgrammar", "documents": None, "echo": False, "add_special_tokens": False,
+        "guided_choice": ["hello", "there"],
+    }  # fmt: skip
+    answer = api.chat.completions.with_raw_response.create(model="parrot", messages=MESSAGES, extra_body=more)
+    assert answer.parse().choices[0].message.content == "hello"
+    assert answer.headers["x-pllm-ignored-fields"] == "guided_decoding_backend"
+
+
+def test_what_agents_send(api: openai.OpenAI) -> None:
+    """As LangChain and its like write it: parts of text, empty fields, an answered call, a schema and tools at once."""
+    schema = {"type": "object", "properties": {"x": {"type": "integer"}}, "required": ["x"]}
+    tool = {"type": "function", "function": {"name": "f", "description": "", "parameters": schema, "strict": True}}
+    call = {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
+    stream = api.chat.completions.create(
+        model="parrot",
+        messages=[
+            {"role": "system", "content": ""},
+            {"role": "user", "content": [{"type": "text", "text": "do"}], "name": "ann"},
+            {"role": "assistant", "content": None, "tool_calls": [call], "refusal": None},
+            {"role": "tool", "content": [{"type": "text", "text": '{"x": 2}'}], "tool_call_id": "call_1"},
+        ],
+        tools=[tool],
+        tool_choice="auto",
+        parallel_tool_calls=True,
+        response_format={"type": "json_schema", "json_schema": {"name": "x", "strict": True, "schema": schema}},
+        stream=True,
+        stream_options={"include_usage": True},
+        temperature=0.7,
+        top_p=1,
+        n=1,
+        max_tokens=60,
+        user="ann",
+        metadata={"run": "1"},
+        store=False,
+        seed=7,
+        logit_bias={},
+        stop=[],
+    )
+    chunks = list(stream)
+    assert chunks[-1].usage.total_tokens > 0
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices).startswith('{"x":')
