@@ -33,6 +33,7 @@ COMMANDS = {
     "chat": Command("pllm.runtime.chat_cli", "talk to a model in the terminal"),
     "check": Command("pllm.runtime.check_cli", "say whether an artifact runs here, and how many requests fit"),
     "inspect": Command("pllm.runtime.inspect_cli", "show what an artifact holds"),
+    "diff": Command("pllm.runtime.diff_cli", "show what changed between two artifacts"),
     "verify": Command("pllm.runtime.verify_cli", "prove an artifact: hashes, golden tokens, latencies"),
     "gate": Command("pllm.runtime.gate.cli", "say whether a change made serving slower, larger or later"),
     "bench": Command("pllm.runtime.bench.cli", "measure an artifact or a server: latency, throughput, start"),
