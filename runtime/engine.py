@@ -1,17 +1,19 @@
 """The engine: three calls a step."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from typing import Protocol
 
 from pllm.runtime.errors import QueueFullError, RequestError
 from pllm.runtime.grammar_store import GrammarStore
+from pllm.runtime.latencies import Latency
 from pllm.runtime.prompt_pace import PromptPace
 from pllm.runtime.scheduler import Scheduler
 from pllm.runtime.scheduler_config import SchedulerConfig
 from pllm.runtime.sequence import FinishReason, Request
 from pllm.runtime.step import Grammar, SchedulerOutput, SchedulerStats, StepResult, TokenDelta
+from pllm.runtime.step_times import StepTimes
 
 __all__ = ["Engine", "ModelRunner"]
 
@@ -42,6 +44,7 @@ class Engine:
         self._scheduler = scheduler
         self._pace = PromptPace(scheduler.config.max_prefill_tokens or scheduler.config.max_num_batched_tokens)
         self._clock = clock
+        self._times = StepTimes(())
         self._model_runner = model_runner
         self._grammars = grammars
         self._compiling: dict[str, tuple[Request, Future[Grammar]]] = {}
@@ -50,6 +53,15 @@ class Engine:
     def config(self) -> SchedulerConfig:
         """The limits, decided before the first request."""
         return self._scheduler.config
+
+    @property
+    def perf_ratio(self) -> float:
+        """Of decoding steps: what they take, over what the build measured (`pllm.runtime.step_times`)."""
+        return self._times.ratio
+
+    def compare_with(self, rows: Iterable[Latency]) -> None:
+        """From now on steps are compared with this latency table."""
+        self._times = StepTimes(rows)
 
     @property
     def has_unfinished(self) -> bool:
@@ -96,7 +108,9 @@ class Engine:
             return refused
         began = self._clock()
         result = self._model_runner.execute(out)
-        self._pace.note(out.rows, self._clock() - began)
+        seconds = self._clock() - began
+        self._pace.note(out.rows, seconds)
+        self._times.note(out.rows, seconds)
         return refused + self._scheduler.update(out, result)
 
     def stats(self) -> SchedulerStats:

@@ -8,6 +8,7 @@ import asyncio
 import socket
 from collections import deque
 from collections.abc import Callable, Sequence
+from math import nan
 from typing import Final, cast
 
 from pllm.runtime.errors import EngineDeadError, PllmError, QueueFullError, RequestError
@@ -45,6 +46,7 @@ class EngineClient:
     def __init__(self, on_ready: Callable[[EngineInfo], None]) -> None:
         self.info: EngineInfo | None = None
         self.stats: SchedulerStats | None = None
+        self.perf_ratio = nan
         self.failure: Failed | None = None
         self.num_messages = 0
         self._on_ready = on_ready
@@ -73,7 +75,7 @@ class EngineClient:
     def detach(self, reason: str) -> None:
         """The engine has gone: fails everything that it had, and refuses new requests until the next is ready."""
         self._ready = False
-        self.stats = None
+        self.stats, self.perf_ratio = None, nan
         if self._connection is not None:
             self._connection.close()
             self._connection = None
@@ -110,8 +112,8 @@ class EngineClient:
     def _receive(self, event: Event) -> None:
         self.num_messages += 1
         match event:
-            case Step(deltas, stats):
-                self.stats = stats
+            case Step(deltas, stats, perf_ratio):
+                self.stats, self.perf_ratio = stats, perf_ratio
                 streams = self._streams
                 for delta in deltas:
                     stream = streams.get(delta.request_id)

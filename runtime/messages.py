@@ -9,6 +9,7 @@ engine: one `Ready`, then one `Step` for each step, however many sequences it mo
 """
 
 import struct
+from math import nan
 from typing import Final
 
 import msgspec
@@ -105,6 +106,8 @@ class Step(msgspec.Struct, frozen=True, tag=True):
 
     deltas: list[TokenDelta]
     stats: SchedulerStats
+    perf_ratio: float = nan
+    """`Engine.perf_ratio`."""
 
 
 class Refused(msgspec.Struct, frozen=True, tag=True):

@@ -139,6 +139,8 @@ class _EngineCollector(Collector):
         for state, count in (("used", stats.kv_blocks_used), ("cached", stats.kv_blocks_cached), ("free", free)):
             blocks.add_metric([*self._labels.values(), state], count)
         yield blocks
+        what = "Decoding steps' times over those that the build measured: above 1 is slower; NaN before the first"
+        yield self._gauge("perf_ratio_vs_build", what, self._client.perf_ratio)
         yield self._gauge("kv_tokens_held", "Tokens in used KV blocks", stats.kv_tokens_held)
         yield self._counter("prefix_cache_queries", "Prompt tokens looked up", stats.prefix_cache_queries)
         yield self._counter("prefix_cache_hits", "Prompt tokens found cached", stats.prefix_cache_hits)
