@@ -16,7 +16,9 @@ __all__ = ["add_arguments", "findings_table", "main"]
 
 def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("artifact", metavar="ARTIFACT", help="the folder that pllm build made")
-    parser.add_argument("--hashes-only", action="store_true", help="do not load the model")
+    kinds = parser.add_mutually_exclusive_group()
+    kinds.add_argument("--hashes-only", action="store_true", help="do not load the model")
+    kinds.add_argument("--perf", action="store_true", help="the latency table against this machine now, and no tokens")
 
 
 def main(arguments: Namespace) -> int:
@@ -32,6 +34,9 @@ def main(arguments: Namespace) -> int:
     )
     if arguments.hashes_only:
         return 0
+    if arguments.perf:
+        _show_perf(artifact, console)
+        return 0
     from pllm.runtime.certificate import verify_golden  # noqa: PLC0415  (native libraries: not for hashes)
 
     findings = list(verify_golden(artifact))
@@ -44,6 +49,29 @@ def main(arguments: Namespace) -> int:
             f"pllm build {artifact.manifest.provenance.recipe} --force"
         )
     return 0
+
+
+def _show_perf(artifact: Artifact, console: Console) -> None:
+    """Raises MeasurementError (exit code 3) where the machine is too restless to be compared."""
+    from pllm.runtime.perf_check import check_perf  # noqa: PLC0415  (as above)
+
+    found = check_perf(artifact)
+    table = Table("step", "when built, ms", "here, ms", "ratio")
+    for pair in found.pairs:
+        row = pair.row
+        what = f"{row.num_tokens} tokens, {row.num_seqs} sequences of {row.context}"
+        table.add_row(what, f"{row.ms:.2f}", f"{pair.ms:.2f}", f"{pair.ratio:.2f}")
+    console.print(table)
+    if found.calibrated_ratio is None or found.speed is None:
+        console.print(f"median ratio {found.ratio:.2f}; the build recorded no calibration, so machines may differ")
+    else:
+        console.print(
+            f"median ratio {found.ratio:.2f}; the calibration kernel takes {found.speed:.2f} times as long as beside "
+            f"the table, so {found.calibrated_ratio:.2f} at equal speed of the cores",
+            soft_wrap=True,
+        )
+    if found.built_on and found.built_on != found.cpu:
+        console.print(f"built on {found.built_on}; this is {found.cpu}", soft_wrap=True, markup=False)
 
 
 def findings_table(findings: list[Finding]) -> Table:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from pllm.cli import main
 from pllm.runtime.gate.allocation_counter import build_counter, counting_environment
 from pllm.runtime.gate.check import Verdict
 from pllm.runtime.gate.counts import check_counts
@@ -110,3 +111,17 @@ def test_a_machine_without_a_compiler_counts_the_rest(monkeypatch: pytest.Monkey
     monkeypatch.setenv("PATH", "/nonexistent")
     with tempfile.TemporaryDirectory() as folder:
         assert build_counter(Path(folder)) is None
+
+
+def test_verify_perf_measures_every_row_or_says_that_it_is_void(
+    artifact: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = main(["verify", "--perf", str(artifact)])
+    captured = capsys.readouterr()
+    if code == 3:
+        assert "the machine's own speed changed" in captured.err
+    else:
+        assert code == 0
+        rows = json.loads((artifact / "measured/latency.json").read_text(encoding="utf-8"))["rows"]
+        assert captured.out.count("sequences of") == len(rows)
+        assert "median ratio" in captured.out
