@@ -37,6 +37,7 @@ COMMANDS = {
     "verify": Command("pllm.runtime.verify_cli", "prove an artifact: hashes, golden tokens, latencies"),
     "gate": Command("pllm.runtime.gate.cli", "say whether a change made serving slower, larger or later"),
     "bench": Command("pllm.runtime.bench.cli", "measure an artifact or a server: latency, throughput, start"),
+    "report": Command("pllm.runtime.report_cli", "show how what bench and gate measured went over time"),
     "init": Command("pllm.build.init_cli", "write a commented recipe for a model"),
     "completion": Command("pllm.completion_cli", "write a shell's completion of this command line"),
     "cache": Command("pllm.runtime.cache_cli", "list or clean what was built and remembered for this user"),
