@@ -68,17 +68,18 @@ serve: venv
 	$(BIN)/pllm build recipes/quickstart.toml --output artifacts/quickstart
 	exec $(BIN)/pllm run artifacts/quickstart --host $(HOST) --port $(PORT)
 
+# The benchmarks in tests/perf run once each, untimed: times are for pytest tests/perf --benchmark-only.
 test: venv
-	$(PYTEST)
+	$(PYTEST) --benchmark-disable
 
 nightly: venv
-	$(PYTEST) -m 'nightly and not gpu'
+	$(PYTEST) --benchmark-disable -m 'nightly and not gpu'
 
 # Beside .venv and its artifact, which stay as they are.
 smoke-gpu-set: $(GPU_SET_ENV)/.installed
 	$(GPU_SET_ENV)/bin/pllm build recipes/quickstart.toml --output $(GPU_SET_ARTIFACT)
 	$(GPU_SET_ENV)/bin/pllm verify $(GPU_SET_ARTIFACT)
-	PYTHONSAFEPATH=1 PLLM_TEST_ARTIFACT="$(CURDIR)/$(GPU_SET_ARTIFACT)" $(GPU_SET_ENV)/bin/pytest
+	PYTHONSAFEPATH=1 PLLM_TEST_ARTIFACT="$(CURDIR)/$(GPU_SET_ARTIFACT)" $(GPU_SET_ENV)/bin/pytest --benchmark-disable
 
 $(GPU_SET_ENV)/.installed: pyproject.toml Makefile
 	test -x $(GPU_SET_ENV)/bin/python || $(PYTHON312) -m venv $(GPU_SET_ENV)
