@@ -119,7 +119,7 @@ def trends(entries: Iterable[Entry]) -> Iterator[Trend]:
 
 
 def _gate_values(document: Mapping[str, Any]) -> dict[str, float]:
-    """The new side's: costs in seconds and bytes, and counts."""
+    """The new side's: costs in seconds and bytes; of other checks their numbers, in the unit of each."""
     values = {each["name"]: float(each["new"]) for each in document["timings"]}
     counts = {each["name"]: each["new"] for each in document["checks"] if each["name"] not in values}
     return values | {name: float(count) for name, count in counts.items() if isinstance(count, (int, float))}
@@ -128,8 +128,7 @@ def _gate_values(document: Mapping[str, Any]) -> dict[str, float]:
 def _subject(document: Mapping[str, Any]) -> str:
     if "subject" in document:
         return str(document["subject"].get("name", "server"))
-    *_, new = document["sides"]
-    return str(new)
+    return str(list(document["sides"])[-1]) if document["sides"] else "benchmarks"
 
 
 def _leaves(results: Mapping[str, Any], prefix: str = "") -> dict[str, float]:

@@ -5,11 +5,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from pllm.runtime.errors import UserInputError
 from pllm.runtime.gate.side import Side
+
+if TYPE_CHECKING:
+    from pllm.runtime.gate.report import GateReport
 
 __all__ = ["add_arguments", "main"]
 
@@ -29,6 +33,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     checkouts.add_argument("--pin", type=Path, metavar="FILE", help="the base and the recipe are what this file says")
     checkouts.add_argument("--recipe", metavar="FILE", help="what both build (recipes/quickstart.toml)")
     checkouts.add_argument("--work", type=Path, metavar="DIR", help="where both are built, and kept for the next time")
+    parser.add_argument(
+        "--benchmarks", nargs=2, type=Path, metavar=("BASE", "NEW"), help="two files that pytest --benchmark-json wrote"
+    )
     parser.add_argument("--only", choices=["counts", "timings"], help="what has no noise, or what has")
     parser.add_argument("--short", action="store_true", help="a minute or two: decoding, a small prompt, memory")
     parser.add_argument("--quantities", nargs="+", metavar="PATTERN", help="what is timed, such as 'decode*' (all)")
@@ -58,7 +65,9 @@ def main(arguments: Namespace) -> int:
         options = replace(options, settings=replace(options.settings, seconds=arguments.seconds))
     if arguments.quantities is not None:
         options = replace(options, quantities=tuple(arguments.quantities))
-    if len(arguments.artifacts) == 1 and not (arguments.base_ref or arguments.pin):
+    if arguments.benchmarks is not None:
+        report = _of_benchmarks(arguments)
+    elif len(arguments.artifacts) == 1 and not (arguments.base_ref or arguments.pin):
         report = gate_certificate(Side("here", arguments.artifacts[0]), options, said=say)
     else:
         with _sides(arguments) as (base, new):
@@ -72,6 +81,18 @@ def main(arguments: Namespace) -> int:
     for note in report.notes:
         console.print(note, soft_wrap=True, markup=False)
     return report.verdict.exit_code
+
+
+def _of_benchmarks(arguments: Namespace) -> "GateReport":
+    from pllm.runtime.bench.facts import MachineFacts, now
+    from pllm.runtime.gate.benchmarks import check_benchmarks, read_benchmarks
+    from pllm.runtime.gate.report import GateReport
+
+    if arguments.artifacts or arguments.base_ref or arguments.pin:
+        raise UserInputError("--benchmarks compares two files: leave out artifacts, --base-ref and --pin")
+    base, new = map(read_benchmarks, arguments.benchmarks)
+    machine = MachineFacts.here("torch", "numpy")
+    return GateReport({}, tuple(check_benchmarks(base, new)), None, {}, machine, now())
 
 
 @contextmanager

@@ -73,6 +73,8 @@ class GateReport:
     @property
     def notes(self) -> list[str]:
         """How it was measured, in sentences."""
+        if not self.sides:
+            return [self.machine.line]  # of files that were measured elsewhere, it may be
         base, new = self.sides
         lines = [f"Base: {base}. New: {new}. {self.machine.line}."]
         if self.run is not None:

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from pllm.cli import main
 from pllm.runtime.errors import UserInputError
 from pllm.runtime.gate.benchmarks import CALIBRATION, Benchmark, check_benchmarks, read_benchmarks
 from pllm.runtime.gate.check import Verdict, verdict_of
+from pllm.runtime.history import entry_of
 
 
 def side(seconds: float, calibration: float = 1.0, half_width: float = 0.001) -> dict[str, Benchmark]:
@@ -30,6 +32,24 @@ def side(seconds: float, calibration: float = 1.0, half_width: float = 0.001) ->
 )
 def test_verdicts(base: dict[str, Benchmark], new: dict[str, Benchmark], verdict: Verdict) -> None:
     assert verdict_of(check_benchmarks(base, new)) is verdict
+
+
+def write(path: Path, **seconds: float) -> Path:
+    benchmarks = [{"name": name, "stats": {"median": each, "iqr": 0.0, "rounds": 9}} for name, each in seconds.items()]
+    path.write_text(json.dumps({"benchmarks": benchmarks}), encoding="utf-8")
+    return path
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = write(tmp_path / "base.json", test_calibration=1.0, step=1.0)
+    for seconds, code in ((1.01, 0), (1.1, 5)):
+        new = write(tmp_path / "new.json", test_calibration=1.0, step=seconds)
+        assert main(["gate", "--benchmarks", str(base), str(new), "--json", str(tmp_path / "gate.json")]) == code
+        assert "step" in capsys.readouterr().out
+    new = write(tmp_path / "new.json", test_calibration=1.2, step=1.0)
+    assert main(["gate", "--benchmarks", str(base), str(new)]) == 3
+    assert entry_of(tmp_path / "gate.json").values["step"] == pytest.approx(1100)
+    assert main(["gate", "artifact", "--benchmarks", str(base), str(new)]) == 2
 
 
 def test_the_file_of_pytest_benchmark(tmp_path: Path) -> None:
