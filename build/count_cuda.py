@@ -115,7 +115,7 @@ class _Dispatched(TorchDispatchMode):
     """Every operator of torch that runs while the mode is entered."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.names: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

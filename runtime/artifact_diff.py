@@ -1,7 +1,7 @@
 """What changed between two artifacts: recipe, graphs, memory, latencies, golden tokens, sizes. Nothing is loaded."""
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,7 +45,8 @@ class Section:
     note: str = ""
 
     @classmethod
-    def of(cls, title: str, before: Mapping[str, Plain], after: Mapping[str, Plain], note: str = "") -> "Section":
+    def of(cls, title: str, sides: Iterable[Mapping[str, Plain]], note: str = "") -> "Section":
+        before, after = sides
         names = list(dict.fromkeys([*before, *after]))
         changes = [
             Change(name, before.get(name), after.get(name)) for name in names if before.get(name) != after.get(name)
@@ -61,21 +62,17 @@ def diff_artifacts(before: Artifact, after: Artifact) -> tuple[Section, ...]:
     note = f"not recorded in {', '.join(missing)}: built before graphs were" if missing else ""
     recorded = [{} if missing or graph is None else graph for graph in graphs]
     return (
-        Section.of("recipe", *(_recipe(side) for side in sides)),
-        Section.of("provenance and requirements", *(_origin(side) for side in sides)),
-        Section.of("model", *(_fields(side.manifest.model) | _fields(side.manifest.kv, "kv.") for side in sides)),
-        Section.of("graph nodes and kernels", *recorded, note=note),
-        Section.of("memory ledger, bytes", *(_fields(side.manifest.memory) for side in sides)),
-        Section.of("engine", *(_fields(side.manifest.engine) for side in sides)),
-        Section.of(
-            "latencies, ms",
-            *(_latencies(side) for side in sides),
-            note="each as its own build measured it",
-        ),
-        Section.of("golden tokens", *(_golden(side) for side in sides)),
-        Section.of("certificate", *(_fields(side.manifest.certificate) for side in sides)),
-        Section.of("files, bytes", *(_sizes(side) for side in sides)),
-        Section.of("contents, SHA-256", *(_hashes(side) for side in sides)),
+        Section.of("recipe", (_recipe(side) for side in sides)),
+        Section.of("provenance and requirements", (_origin(side) for side in sides)),
+        Section.of("model", (_fields(side.manifest.model) | _fields(side.manifest.kv, "kv.") for side in sides)),
+        Section.of("graph nodes and kernels", recorded, note),
+        Section.of("memory ledger, bytes", (_fields(side.manifest.memory) for side in sides)),
+        Section.of("engine", (_fields(side.manifest.engine) for side in sides)),
+        Section.of("latencies, ms", (_latencies(side) for side in sides), "each as its own build measured it"),
+        Section.of("golden tokens", (_golden(side) for side in sides)),
+        Section.of("certificate", (_fields(side.manifest.certificate) for side in sides)),
+        Section.of("files, bytes", (_sizes(side) for side in sides)),
+        Section.of("contents, SHA-256", (_hashes(side) for side in sides)),
     )
 
 

@@ -75,12 +75,12 @@ def _unlike(base: dict[str, Benchmark], new: dict[str, Benchmark]) -> str:
 
 
 def _check(name: str, base: Benchmark | None, new: Benchmark | None, unlike: str) -> Check:
-    seen = [None if side is None else 1e3 * side.median for side in (base, new)]
+    before, after = (None if side is None else 1e3 * side.median for side in (base, new))
     if base is None or new is None:
-        return Check(name, *seen, Verdict.VOID, "only one side has it", "ms")
+        return Check(name, before, after, Verdict.VOID, "only one side has it", "ms")
     if unlike:
-        return Check(name, *seen, Verdict.VOID, unlike, "ms")
+        return Check(name, before, after, Verdict.VOID, unlike, "ms")
     change = new.median / base.median - 1
     bound = max(_LEAST, _TIMES_NOISE * max(base.half_width, new.half_width))
     verdict = Verdict.REGRESSION if change > bound else Verdict.PASS
-    return Check(name, *seen, verdict, f"{change:+.1%}; bound {bound:+.1%}", "ms")
+    return Check(name, before, after, verdict, f"{change:+.1%}; bound {bound:+.1%}", "ms")
