@@ -23,7 +23,7 @@ from pllm.runtime.certificate import replay
 from pllm.runtime.errors import CertificateError
 from pllm.runtime.manifest import CertificateSummary
 
-__all__ = ["certify"]
+__all__ = ["Reference", "certify", "continue_greedily", "count_skipped", "golden_prompts", "kl_divergences"]
 
 _LENGTHS = (3, 40, 17, 1, 33, 64, 16, 100)
 """Of the prompts, in turn: shorter and longer than a block, at its edges."""
@@ -43,7 +43,7 @@ class _Bounds:
     skipped_share: float
 
     @classmethod
-    def of(cls, build: Build, references: Sequence["_Reference"]) -> "_Bounds":
+    def of(cls, build: Build, references: Sequence["Reference"]) -> "_Bounds":
         verify, stored = build.recipe.verify, build.recipe.quantization
         spread = float(np.mean([np.ptp(logits, axis=1).mean() for _, logits in references]))
         rounded = [allowed for allowed in (_WEIGHTS.get(stored.weights), _KV.get(stored.kv)) if allowed]
@@ -55,21 +55,17 @@ class _Bounds:
         return cls(*(given if isinstance(given, float) else own for given, own in zip(asked, decided, strict=True)))
 
 
-_Reference = tuple[list[int], NDArray[np.float32]]
+Reference = tuple[list[int], NDArray[np.float32]]
 """Tokens, and transformers' logits at each of them."""
 
 
 def certify(build: Build, progress: StageProgress) -> None:
     """Raises CertificateError with the numbers where the artifact and its reference disagree."""
     verify = build.recipe.verify
-    rng = np.random.default_rng(0)
-    prompts = [
-        rng.integers(0, build.model.vocab_size, _LENGTHS[i % len(_LENGTHS)]).tolist()
-        for i in range(verify.golden_prompts)
-    ]
+    prompts = golden_prompts(build)
     progress.show("the reference")
     model = load_reference(build.checkpoint)
-    references = [_continue(model, prompt, verify.golden_tokens) for prompt in prompts]
+    references = [continue_greedily(model, prompt, verify.golden_tokens) for prompt in prompts]
     del model
     bounds = _Bounds.of(build, references)
     with rehearsal(RehearsalSpec.of(build)) as opened:
@@ -77,9 +73,8 @@ def certify(build: Build, progress: StageProgress) -> None:
         tokens = replay(opened.engine(), [(tuple(prompt), verify.golden_tokens) for prompt in prompts])
         logits = [opened.forward([(0, ids)], every_position=True).copy() for ids, _ in references]
     error = max(float(np.abs(mine - theirs).max()) for mine, (_, theirs) in zip(logits, references, strict=True))
-    divergence = float(
-        np.concatenate([_kl(theirs, mine) for mine, (_, theirs) in zip(logits, references, strict=True)]).mean()
-    )
+    pairs = zip(logits, references, strict=True)
+    divergence = float(np.concatenate([kl_divergences(theirs, mine) for mine, (_, theirs) in pairs]).mean())
     for name, found, bound in (
         ("max_logit_error", error, bounds.logit_error),
         ("max_kl_divergence", divergence, bounds.kl_divergence),
@@ -89,7 +84,7 @@ def certify(build: Build, progress: StageProgress) -> None:
                 f"the program differs from its reference: verify.{name} is {bound:.3g}, and {found:.3g} was found"
             )
     skipped = sum(
-        _skipped(reference, prompt, mine, bounds.logit_error)
+        count_skipped(reference, prompt, mine, bounds.logit_error)
         for reference, prompt, mine in zip(references, prompts, tokens, strict=True)
     )
     total = len(prompts) * verify.golden_tokens
@@ -115,7 +110,16 @@ def certify(build: Build, progress: StageProgress) -> None:
     )
 
 
-def _kl(reference: NDArray[np.float32], mine: NDArray[np.float32]) -> NDArray[np.float64]:
+def golden_prompts(build: Build) -> list[list[int]]:
+    """Prompts of random tokens, the same in every build of a recipe."""
+    rng = np.random.default_rng(0)
+    return [
+        rng.integers(0, build.model.vocab_size, _LENGTHS[i % len(_LENGTHS)]).tolist()
+        for i in range(build.recipe.verify.golden_prompts)
+    ]
+
+
+def kl_divergences(reference: NDArray[np.float32], mine: NDArray[np.float32]) -> NDArray[np.float64]:
     """Of each row's distribution from the reference's, in nats."""
     p, q = (
         wide - np.logaddexp.reduce(wide, axis=1, keepdims=True)
@@ -125,17 +129,18 @@ def _kl(reference: NDArray[np.float32], mine: NDArray[np.float32]) -> NDArray[np
     return total
 
 
-def _continue(model: Any, prompt: list[int], count: int) -> _Reference:
+def continue_greedily(model: Any, prompt: list[int], count: int) -> Reference:
     """The prompt with the reference's greedy continuation but for the last token, and the logits at each position."""
     ids = list(prompt)
     with torch.no_grad():
         for _ in range(count - 1):
-            ids.append(int(model(torch.tensor([ids]), use_cache=False, logits_to_keep=1).logits[0, -1].argmax()))
-        logits = model(torch.tensor([ids]), use_cache=False).logits[0]
-    return ids, logits.numpy()
+            given = torch.tensor([ids], device=model.device)
+            ids.append(int(model(given, use_cache=False, logits_to_keep=1).logits[0, -1].argmax()))
+        logits = model(torch.tensor([ids], device=model.device), use_cache=False).logits[0]
+    return ids, logits.float().cpu().numpy()
 
 
-def _skipped(reference: _Reference, prompt: list[int], tokens: Sequence[int], bound: float) -> int:
+def count_skipped(reference: Reference, prompt: list[int], tokens: Sequence[int], bound: float) -> int:
     """How many tokens were not compared: those from the first whose margin is too small to decide."""
     _, logits = reference
     if len(tokens) != len(logits) - len(prompt) + 1:

@@ -4,6 +4,7 @@ The inputs of the traced program are packed tokens, ``[T]`` of all sequences wit
 besides travels through the model's forward as keyword arguments.
 """
 
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
@@ -18,7 +19,7 @@ from pllm.runtime.errors import BuildError, CheckpointError
 from pllm.runtime.generation_config import GenerationConfig
 from pllm.runtime.manifest import DimRange, KvInfo, ModelInfo, TensorInfo
 
-__all__ = ["DIMS", "export", "paged_attention", "program_inputs", "trace"]
+__all__ = ["DIMS", "PackedForward", "export", "paged_attention", "program_inputs", "trace"]
 
 _WRAPPER = "causal_lm."
 _LAYER_TYPES = frozenset(("full_attention", "sliding_attention"))
@@ -26,6 +27,11 @@ _LAYER_TYPES = frozenset(("full_attention", "sliding_attention"))
 
 DIMS = {name: DimRange(min=1, max=2**31 - 1) for name in ("tokens", "sequences", "table_width", "rows", "blocks")}
 DIMS |= {"boundaries": DimRange(min=2, max=2**31 - 1)}
+
+# All different, and none of them 1: sizes that happen to be equal, or one, are taken for meant.
+_EXAMPLE_SIZES = {
+    "tokens": 6, "sequences": 2, "boundaries": 3, "table_width": 5, "rows": 4, "blocks": 16, "history_slots": 7,
+}  # fmt: skip
 
 
 def program_inputs(kv: KvInfo) -> tuple[TensorInfo, ...]:
@@ -41,7 +47,7 @@ def program_inputs(kv: KvInfo) -> tuple[TensorInfo, ...]:
     )
 
 
-class _PackedForward(torch.nn.Module):
+class PackedForward(torch.nn.Module):
     """The model over packed tokens: the interface of our programs, in terms of transformers' forward.
 
     ``logits_to_keep`` takes the rows' indices: the head sees only the tokens that are sampled from.
@@ -61,6 +67,20 @@ class _PackedForward(torch.nn.Module):
         logits_index: torch.Tensor,
         kv: torch.Tensor,
     ) -> torch.Tensor:
+        inputs = (input_ids, positions, block_table, query_start, context_len, logits_index, kv)
+        return self.logits(*inputs)[0]
+
+    def logits(
+        self,
+        input_ids: torch.Tensor,
+        positions: torch.Tensor,
+        block_table: torch.Tensor,
+        query_start: torch.Tensor,
+        context_len: torch.Tensor,
+        logits_index: torch.Tensor,
+        kv: torch.Tensor,
+    ) -> torch.Tensor:
+        """[1, R, V], as the model gives them."""
         out = self.causal_lm(
             input_ids=input_ids.unsqueeze(0),
             position_ids=positions.unsqueeze(0),
@@ -72,7 +92,7 @@ class _PackedForward(torch.nn.Module):
             pllm_query_start=query_start,
             pllm_context_len=context_len,
         )
-        return cast("torch.Tensor", out.logits[0])
+        return cast("torch.Tensor", out.logits)
 
 
 def paged_attention(
@@ -136,33 +156,38 @@ def export(build: Build, progress: StageProgress) -> None:
     progress.say(f"{name}: {model.num_parameters():,} parameters, {len(build.exported.graph.nodes)} nodes")
 
 
-def trace(model: torch.nn.Module, kv: KvInfo) -> Traced:
-    """The traced graph of a model over :func:`paged_attention`, float32 arithmetic. No weight is read or even touched.
+def trace(
+    model: torch.nn.Module,
+    kv: KvInfo,
+    *,
+    forward: Callable[[torch.nn.Module], torch.nn.Module] = PackedForward,
+    inputs: tuple[TensorInfo, ...] = (),
+    dims: Mapping[str, DimRange] = DIMS,
+) -> Traced:
+    """The traced graph of a model over :func:`paged_attention`. No weight is read or even touched.
 
-    Raises BuildError for a model that torch.export cannot trace, or whose tokens would depend on others than its own.
+    forward: wraps the model; it takes the inputs of every program, and then ``inputs``, whose symbolic sizes are of
+    ``dims``. Raises BuildError for a model that torch.export cannot trace, or whose tokens would depend on others than
+    its own.
     """
     define_operators()
     name = type(model).__name__
     _refuse_config(name, model)
-    tokens, sequences, width, rows, blocks = 6, 2, 3, 2, 16
-    pool = (blocks, *kv.block_shape)
-    examples = (
-        torch.zeros(tokens, dtype=torch.long),
-        torch.arange(tokens),
-        torch.zeros(sequences, width, dtype=torch.int32),
-        torch.zeros(sequences + 1, dtype=torch.int32),
-        torch.ones(sequences, dtype=torch.int32),
-        torch.zeros(rows, dtype=torch.long),
-        torch.empty(pool, dtype=getattr(torch, kv.dtype)),
+    infos = (*program_inputs(kv), *inputs)
+    examples = tuple(
+        torch.zeros(
+            [_EXAMPLE_SIZES[term] if isinstance(term, str) else term for term in info.shape],
+            dtype=getattr(torch, info.dtype),
+        )
+        for info in infos
     )
-    dims = {name: Dim(name, min=limit.min) for name, limit in DIMS.items()}
+    sizes = {term: Dim(term, min=limit.min) for term, limit in dims.items()}
     shapes = tuple(
-        {axis: dims[term] for axis, term in enumerate(info.shape) if isinstance(term, str)}
-        for info in program_inputs(kv)
+        {axis: sizes[term] for axis, term in enumerate(info.shape) if isinstance(term, str)} for info in infos
     )
     try:
         with torch.no_grad():
-            program = torch.export.export(_PackedForward(model), examples, dynamic_shapes=shapes, strict=False)
+            program = torch.export.export(forward(model), examples, dynamic_shapes=shapes, strict=False)
     except Exception as error:
         raise BuildError(f"{name} cannot be traced by torch.export: {_reason(error)}") from error
     traced = Traced(program, _sources(program, model))

@@ -8,7 +8,6 @@ standard input and writes what was Measured to standard output, both as JSON.
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -16,10 +15,9 @@ import msgspec
 from pllm.build.rehearsal import Rehearsal, RehearsalSpec, rehearsal
 from pllm.runtime.certificate import measure_step
 from pllm.runtime.errors import BuildError, PllmError
+from pllm.runtime.largest_steps import largest_steps
 from pllm.runtime.latencies import Latency
-from pllm.runtime.sampling_params import SamplingParams
-from pllm.runtime.scheduler_config import SchedulerConfig
-from pllm.runtime.step import SampleSpec, ScheduledRow, SchedulerOutput
+from pllm.runtime.step import SchedulerOutput
 
 __all__ = ["Measured", "Question", "ask", "largest_steps", "measure"]
 
@@ -67,39 +65,6 @@ def measure(question: Question) -> Measured:
         sizes = sorted({min(size, largest) for size in (*_PREFILL_SIZES, largest)})
         prefill = tuple(_latency(opened, 1, size, size) for size in sizes)
     return Measured(activations, runtime, decode, prefill)
-
-
-def largest_steps(config: SchedulerConfig) -> Iterator[SchedulerOutput]:
-    """The steps that take the most memory: as many sequences and tokens as may be, every one sampled from with all that
-    sampling may want; and again with as many rows of logits as may be."""
-    sequences, tokens, most = config.max_num_seqs, config.max_num_batched_tokens, config.max_model_len
-    params = SamplingParams(temperature=1.0, top_p=0.9, frequency_penalty=0.1, logprobs=20)
-
-    def row(seq: int, length: int, *, scored: bool = False) -> ScheduledRow:
-        blocks = -(-length // config.block_size)
-        return ScheduledRow(
-            seq_id=seq,
-            start=0,
-            token_ids=[0] * length,
-            block_table=[(seq * blocks + i) % config.num_blocks for i in range(blocks)],
-            samples=() if scored else (SampleSpec(seq, params, (0,), (), seed=0),),
-            prompt_logprobs=20 if scored else None,
-            prompt_targets=[0] * length if scored else (),
-        )
-
-    yield SchedulerOutput(tuple(row(i, length) for i, length in enumerate(_lengths(sequences, tokens, most))))
-    others = sequences - 1
-    scored = min(config.max_logit_rows - others, tokens - others, most)
-    rest = _lengths(others, tokens - scored, most)
-    yield SchedulerOutput((row(0, scored, scored=True), *(row(1 + i, length) for i, length in enumerate(rest))))
-
-
-def _lengths(sequences: int, tokens: int, most: int) -> list[int]:
-    """Tokens shared out among sequences, from one to ``most`` to each, the first ones as long as may be."""
-    lengths: list[int] = []
-    for left in range(sequences - 1, -1, -1):
-        lengths.append(min(most, tokens - sum(lengths) - left))
-    return lengths
 
 
 def _memory(opened: Rehearsal) -> tuple[int, int]:

@@ -16,7 +16,7 @@ from pllm.build.checkpoint import Checkpoint
 from pllm.build.pack import Staging, build_lock, stage
 from pllm.build.progress import Progress, StageProgress
 from pllm.build.recipe import Recipe
-from pllm.build.resolve import ModelFacts, kv_info, refuse_download, refuse_what_cannot_fit, resolve
+from pllm.build.resolve import ModelFacts, free_memory, kv_info, refuse_download, refuse_what_cannot_fit, resolve
 from pllm.build.sources import builder_fingerprint
 from pllm.runtime.artifact import Artifact
 from pllm.runtime.errors import ArtifactError, UserInputError
@@ -40,8 +40,10 @@ from pllm.runtime.memory import MemoryLedger
 
 if TYPE_CHECKING:
     from pllm.build.model_source import ModelWeights
+    from pllm.kernels.cuda.configurations import Configurations
+    from pllm.runtime.manifest import KernelChoice
 
-__all__ = ["STAGES", "Build", "Stage", "StageFunction", "build_artifact", "provenance"]
+__all__ = ["CUDA_STAGES", "STAGES", "Build", "Stage", "StageFunction", "build_artifact", "provenance"]
 
 
 @dataclass(kw_only=True)
@@ -64,6 +66,10 @@ class Build:
     """export"""
     grammars: GrammarsInfo | None = None
     """grammars; None where the recipe names none"""
+    configurations: "Configurations" = field(init=False)
+    """tune, for CUDA: those of its kernels"""
+    choices: "tuple[KernelChoice, ...]" = field(init=False)
+    """tune, for CUDA: the same as the manifest says it"""
     requires: Requires = field(init=False)
     """compile"""
     operators: tuple[str, ...] = field(init=False)
@@ -106,7 +112,18 @@ STAGES = (
     Stage("profile", "pllm.build.profile:profile"),
     Stage("certify", "pllm.build.certify:certify"),
 )
-"""Between loading, which decides what is to be built, and packing, which makes it an artifact."""
+"""Between loading, which decides what is to be built, and packing, which makes it an artifact. For a CPU."""
+
+CUDA_STAGES = (
+    *STAGES[:2],
+    Stage("passes", "pllm.build.cuda_programs:rewrite_programs"),
+    Stage("tune", "pllm.build.tune:tune"),
+    Stage("quantize", "pllm.build.cuda_programs:write_weights"),
+    Stage("compile", "pllm.build.compile_cuda:compile_cuda_programs"),
+    Stage("profile", "pllm.build.profile_cuda:profile_cuda"),
+    Stage("certify", "pllm.build.certify_cuda:certify_cuda"),
+)
+"""For a GPU, on a machine that has it."""
 
 
 def build_artifact(
@@ -121,7 +138,7 @@ def build_artifact(
         free, asked = available_memory(), recipe
         checkpoint = Checkpoint.open(recipe, lambda config, size: refuse_download(asked, config, size, free))
         recipe = resolve(recipe, checkpoint, load.say)
-        refuse_what_cannot_fit(recipe, checkpoint, free, load.say)
+        refuse_what_cannot_fit(recipe, checkpoint, free_memory(recipe, free), load.say)
         origin = provenance(recipe, checkpoint)
     with build_lock(target, lambda: progress.console.print(f"another build of {target} runs: waiting for it")):
         present = None if force else _fresh(target, origin)
@@ -131,7 +148,7 @@ def build_artifact(
         with stage(target) as staging:
             facts = ModelFacts.of(checkpoint.config, checkpoint.label)
             build = Build(recipe=recipe, checkpoint=checkpoint, facts=facts, kv=kv_info(recipe, facts), staging=staging)
-            for part in stages:
+            for part in CUDA_STAGES if recipe.device.kind == "cuda" and stages is STAGES else stages:
                 with progress.stage(part.name) as running:
                     part.function()(build, running)
             with progress.stage("pack") as running:

@@ -1,6 +1,7 @@
 """Quantize: the checkpoint's tensors, joined, packed and cast as the graph wants them, streamed into the artifact."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from pllm.runtime.errors import CheckpointError
 from pllm.runtime.memory import format_bytes
 from pllm.runtime.safetensors_file import TensorSpec
 
-__all__ = ["materialise", "quantize"]
+__all__ = ["materialise", "quantize", "write_constants"]
 
 _NAMES = {
     torch.float32: "F32",
@@ -36,23 +37,29 @@ _NAMES = {
 
 def quantize(build: Build, progress: StageProgress) -> None:
     """Write every constant of the graph, one at a time: memory holds one weight and its packed form."""
-    traced: Traced = build.exported
-    names = traced.names()
-    nodes = {names[node.name]: node for node in traced.graph.nodes if node.name in names}
-    specs = [
-        TensorSpec(name, _NAMES[value(node).dtype], tuple(map(int, value(node).shape))) for name, node in nodes.items()
-    ]
+    write_constants(build, (build.exported,), progress)
+
+
+def write_constants(build: Build, graphs: Sequence[Traced], progress: StageProgress) -> None:
+    """Write the constants of all graphs, each once: those of one name are the same in all of them."""
+    found: dict[str, tuple[ConstantSource, torch.Tensor]] = {}
+    for traced in graphs:
+        names = traced.names()
+        for node in traced.graph.nodes:
+            if node.name in names:
+                found.setdefault(names[node.name], (traced.sources[node.name], value(node)))
+    specs = [TensorSpec(name, _NAMES[like.dtype], tuple(map(int, like.shape))) for name, (_, like) in found.items()]
 
     rounding = _Rounding(build.model_weights)
 
     def fetch(name: str) -> Any:
         progress.show(name)
-        node = nodes[name]
-        tensor = materialise(traced.sources[node.name], build.model_weights, rounding)
-        if tensor.shape != value(node).shape:
+        source, like = found[name]
+        tensor = materialise(source, build.model_weights, rounding)
+        if tensor.shape != like.shape:
             raise CheckpointError(
                 f"{build.checkpoint.label}: {name} has the shape {list(tensor.shape)}, and the model of config.json "
-                f"wants {list(value(node).shape)}"
+                f"wants {list(like.shape)}"
             )
         return tensor.reshape(-1).view(torch.uint8).numpy()
 

@@ -110,7 +110,7 @@ class EngineSection:
     buckets: tuple[int, ...] | str = _key(
         OneOrList(1, 4096),
         "Batch sizes that decode is measured for (and, on CUDA, captured for); auto is 1, 2, 4, 8 and so on up to "
-        "max_num_seqs.",
+        "max_num_seqs, on CUDA in steps of 8 from there.",
         "auto",
     )
     inter_token_target_ms: float | None = _key(
@@ -140,7 +140,7 @@ class QuantizationSection:
     )
     kv: str = _key(
         Choice(("auto", "float32", "bf16", "int8"), {"fp8": _LATER}),
-        "How the KV cache is stored; auto is float32. bf16 halves its memory and its reads, and rounds; int8, with a "
+        "How the KV cache is stored; auto is float32, on CUDA as the weights are. bf16 halves its memory and its reads, and rounds; int8, with a "
         "scale for each key and value of a head, about quarters them.",
         "auto",
     )

@@ -11,10 +11,19 @@ from pllm.build.checkpoint import Checkpoint
 from pllm.build.recipe import Recipe
 from pllm.runtime.errors import BuildError, CheckpointError, DoesNotFitError, RecipeError
 from pllm.runtime.gpu import Gpu, find_gpu
+from pllm.runtime.machine import torch_cuda_version
 from pllm.runtime.manifest import KvInfo
 from pllm.runtime.memory import MemoryLedger, MemoryPlan, format_bytes
 
-__all__ = ["CONTEXT_LIMIT", "ModelFacts", "kv_info", "refuse_download", "refuse_what_cannot_fit", "resolve"]
+__all__ = [
+    "CONTEXT_LIMIT",
+    "ModelFacts",
+    "free_memory",
+    "kv_info",
+    "refuse_download",
+    "refuse_what_cannot_fit",
+    "resolve",
+]
 
 CONTEXT_LIMIT = 8192
 """The longest context that is chosen without being asked for: one sequence's KV must always fit."""
@@ -63,10 +72,13 @@ def resolve(recipe: Recipe, checkpoint: Checkpoint, say: Callable[[str], None]) 
     ``engine.memory`` and ``engine.threads`` stay as they are: they are decided when the artifact is opened.
     Raises BuildError for a device that this version does not build for, RecipeError for a context beyond the model's.
     """
-    if recipe.device.kind == "cuda":
-        raise BuildError(_no_cuda(find_gpu()))
+    on_gpu = recipe.device.kind == "cuda"
+    if on_gpu:
+        refusal = _no_cuda(find_gpu(), torch_cuda_version(), recipe)
+        if refusal is not None:
+            raise BuildError(refusal)
     facts = ModelFacts.of(checkpoint.config, checkpoint.label)
-    recipe = recipe.with_values("device", kind="cpu")
+    recipe = recipe.with_values("device", kind="cuda" if on_gpu else "cpu")
     narrow = checkpoint.dtype == "BF16"
     if recipe.model.dtype == "auto":
         recipe = recipe.with_values("model", dtype="bfloat16" if narrow else "float32")
@@ -77,7 +89,8 @@ def resolve(recipe: Recipe, checkpoint: Checkpoint, say: Callable[[str], None]) 
             say(f"the checkpoint is quantised ({checkpoint.scheme}): {why}")
         recipe = recipe.with_values("quantization", weights=chosen)
     if recipe.quantization.kv == "auto":
-        recipe = recipe.with_values("quantization", kv="float32")
+        narrow_kv = on_gpu and recipe.quantization.weights == "bf16"
+        recipe = recipe.with_values("quantization", kv="bf16" if narrow_kv else "float32")
     engine = recipe.engine
     if isinstance(engine.max_model_len, str):
         recipe = recipe.with_values("engine", max_model_len=min(facts.context, CONTEXT_LIMIT))
@@ -87,24 +100,54 @@ def resolve(recipe: Recipe, checkpoint: Checkpoint, say: Callable[[str], None]) 
             f"(max_position_embeddings of {checkpoint.label})"
         )
     if isinstance(engine.buckets, str):
-        powers = [1 << bit for bit in range(engine.max_num_seqs.bit_length()) if 1 << bit < engine.max_num_seqs]
-        recipe = recipe.with_values("engine", buckets=(*powers, engine.max_num_seqs))
-    say(f"cpu, weights stored as {recipe.quantization.weights}, KV as {recipe.quantization.kv}, arithmetic float32")
+        recipe = recipe.with_values("engine", buckets=_buckets(engine.max_num_seqs, on_gpu=on_gpu))
+    arithmetic = "float32" if not on_gpu or recipe.quantization.weights == "float32" else "bfloat16"
+    stored = f"weights stored as {recipe.quantization.weights}, KV as {recipe.quantization.kv}"
+    say(f"{recipe.device.kind}, {stored}, arithmetic {arithmetic}")
     say(f"context {recipe.engine.max_model_len} of {facts.context}, up to {engine.max_num_seqs} sequences at once")
     return recipe
 
 
-def _no_cuda(gpu: Gpu | None) -> str:
-    """Why nothing is built for CUDA: a program is compiled and measured on the GPU that it is for."""
+def _buckets(most: int, *, on_gpu: bool) -> tuple[int, ...]:
+    """1, 2, 4, 8, then powers of two, or on a GPU, where a graph is cheap, every multiple of 8."""
+    powers = [1 << bit for bit in range(most.bit_length()) if 1 << bit < most]
+    if on_gpu:
+        powers = [rows for rows in powers if rows < 8] + list(range(8, most, 8))
+    return (*powers, most)
+
+
+def _no_cuda(gpu: Gpu | None, torch_cuda: str, recipe: Recipe) -> str | None:
+    """Why nothing can be built for CUDA here; a program is compiled and measured on the GPU that it is for."""
     if gpu is None:
         return (
             'device.kind = "cuda" needs a GPU to compile for and to measure on, and none can be used here (no NVIDIA '
             'driver, no device visible, or all memory taken): set device.kind = "cpu", or build where there is one'
         )
-    return (
-        f"a program for {gpu.name} ({gpu.sm}) cannot be compiled by this version yet: it has passes, kernels and "
-        f'a model runner for CUDA, and not the stage that compiles and measures them; set device.kind = "cpu"'
-    )
+    if not torch_cuda:
+        return (
+            f"a program for {gpu.name} ({gpu.sm}) is compiled by torch's CUDA build, and the installed torch is one "
+            f'without CUDA: install another, or set device.kind = "cpu"'
+        )
+    if int(gpu.sm.removeprefix("sm_")) < _OLDEST_SM:
+        return f'{gpu.name} is {gpu.sm}, and the kernels need sm_{_OLDEST_SM} or later: set device.kind = "cpu"'
+    stored = recipe.quantization
+    for key, given, known in (
+        ("weights", stored.weights, ("auto", "float32", "bf16")),
+        ("kv", stored.kv, ("auto", "float32", "bf16")),
+    ):
+        if given not in known:
+            return f'quantization.{key} = "{given}" is for a CPU in this version: on CUDA take {", ".join(known)}'
+    return None
+
+
+def free_memory(recipe: Recipe, of_the_machine: int) -> int:
+    """Bytes that a resolved recipe's device has free. Raises BuildError where its GPU is gone."""
+    if recipe.device.kind == "cpu":
+        return of_the_machine
+    gpu = find_gpu()
+    if gpu is None:
+        raise BuildError("the GPU that was there a moment ago is gone: see nvidia-smi")
+    return gpu.free_memory
 
 
 def kv_info(recipe: Recipe, facts: ModelFacts) -> KvInfo:

@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
 from torch.fx import Graph, Node
+from torch.utils._pytree import tree_map_only
 
 from pllm.kernels.packing import PANEL, packed_shape
 from pllm.kernels.quantization import int4_shape, quantized_shape
@@ -159,6 +160,25 @@ class Traced:
         self._allocate(constant)
         self._allocate(scale)
         return scale
+
+    def move(self, device: torch.device) -> None:
+        """Declare all tensors to lie on a device. Nothing is there: constants and example values become shapes of it,
+        so that a graph is compiled for a GPU without its memory."""
+
+        def there(tensor: torch.Tensor) -> torch.Tensor:
+            with self.fake_mode:
+                return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
+
+        for node in self.graph.nodes:
+            if "val" in node.meta:
+                node.meta["val"] = tree_map_only(torch.Tensor, there, node.meta["val"])
+            node.args = tuple(device if isinstance(each, torch.device) else each for each in node.args)
+            node.kwargs = {key: device if isinstance(each, torch.device) else each for key, each in node.kwargs.items()}
+        for held in (self.program.state_dict, self.program.constants):
+            for name, tensor in held.items():
+                is_parameter = isinstance(tensor, torch.nn.Parameter)
+                held[name] = torch.nn.Parameter(there(tensor), requires_grad=False) if is_parameter else there(tensor)
+        self.program.graph_module.recompile()
 
     def drop_unused(self) -> None:
         """Remove what no output depends on, constants too."""

@@ -265,13 +265,14 @@ def norm_rope(
     eps: float,
     weight_offset: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`norm_rope_write` without the writing: q [T, H, D] and k [T, Hkv, D], normed and turned, pairs not interleaved."""
+    """`norm_rope_write` without the writing: q [T, H, D] and k [T, Hkv, D], normed and turned; pairs (0, R / 2)."""
     wide = torch.promote_types(q.dtype, torch.float32)
     found = []
     for x, weight in ((q, q_weight), (k, k_weight)):
         y = x.to(wide) if weight is None else rms_normalize(x.to(wide), weight, eps, weight_offset)
-        turns = cos is not None and sin is not None
-        found.append((rotate(y, cos[:, None].to(wide), sin[:, None].to(wide), False) if turns else y).to(x.dtype))
+        if cos is not None and sin is not None:
+            y = rotate(y, cos[:, None].to(wide), sin[:, None].to(wide), False)
+        found.append(y.to(x.dtype))
     return found[0], found[1]
 
 

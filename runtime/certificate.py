@@ -8,12 +8,11 @@ from typing import TypeVar
 import msgspec
 
 from pllm.runtime.artifact import Artifact
-from pllm.runtime.engine import Engine
+from pllm.runtime.engine import Engine, ModelRunner
 from pllm.runtime.engine_core import EngineCore
 from pllm.runtime.errors import ArtifactDamagedError
 from pllm.runtime.finding import Finding
 from pllm.runtime.latencies import Latencies, Latency
-from pllm.runtime.model_runner import ModelRunner
 from pllm.runtime.sampling_params import SamplingParams
 from pllm.runtime.scheduler_config import SchedulerConfig
 from pllm.runtime.sequence import Request
@@ -75,7 +74,8 @@ def step_of(config: SchedulerConfig, num_seqs: int, num_tokens: int, context: in
     """
     new = max(1, num_tokens // num_seqs)
     blocks = -(-context // config.block_size)
-    params = SamplingParams(temperature=0.0)
+    # One token and no more: nothing is launched ahead of what is timed.
+    params = SamplingParams(temperature=0.0, max_tokens=1)
     rows = tuple(
         ScheduledRow(
             seq_id=i,

@@ -2,20 +2,24 @@
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from pllm.kernels.cpu.library import CpuLibrary, OperatorError
 from pllm.runtime.artifact import Artifact
-from pllm.runtime.engine import Engine
+from pllm.runtime.engine import Engine, ModelRunner
 from pllm.runtime.errors import ArtifactMismatchError, UserInputError
 from pllm.runtime.grammar_store import GrammarStore
 from pllm.runtime.kv_pool import KvPool
 from pllm.runtime.latencies import Latencies
 from pllm.runtime.machine import available_memory, cpu_count
 from pllm.runtime.manifest import Manifest
-from pllm.runtime.memory import MemoryPlan, MemorySetting
-from pllm.runtime.model_runner import ModelRunner
+from pllm.runtime.memory import MemoryLedger, MemoryPlan, MemorySetting, parse_memory, setting_for
+from pllm.runtime.model_runner import ModelRunner as CpuModelRunner
 from pllm.runtime.program import Program, load_torch
+from pllm.runtime.prompt_pace import LONGEST_STEP
 from pllm.runtime.scheduler import Scheduler
 from pllm.runtime.scheduler_config import SchedulerConfig
 from pllm.runtime.shipped_forms import shipped_forms
@@ -25,10 +29,6 @@ __all__ = ["LOGIT_ROWS", "EngineCore"]
 _PROGRAM = "main"
 LOGIT_ROWS = 64
 """A step's rows of logits, at least: prompts whose every token needs its logits advance by this many."""
-
-LONGEST_STEP_MS = 500
-"""Of prompt tokens no step takes more than were measured to take so long: a request that is aborted meanwhile holds its
-blocks until the step ends, and that is to be within a second."""
 
 
 class EngineCore:
@@ -41,16 +41,17 @@ class EngineCore:
         engine: Engine,
         *,
         model_runner: ModelRunner,
-        pool: KvPool,
-        grammars: GrammarStore,
+        settle: Callable[[], None],
         resources: ExitStack,
+        notices: tuple[str, ...] = (),
     ) -> None:
         self.manifest = manifest
         self.plan = plan
         self.engine = engine
         self.model_runner = model_runner
-        self._pool = pool
-        self._grammars = grammars
+        self.notices = notices
+        """What whoever starts it should know: how its memory was cut, that it was tuned for another GPU."""
+        self._settle = settle
         self._resources = resources
 
     @classmethod
@@ -76,64 +77,72 @@ class EngineCore:
         available = available_memory()
         opened = Artifact.open(artifact)
         manifest = opened.manifest
-        if manifest.requires.device != "cpu":
-            raise ArtifactMismatchError(
-                f"{artifact} is built for {manifest.requires.device}, which this version does not serve yet; build one "
-                f"for the CPU: pllm build {manifest.provenance.recipe} --set device.kind=cpu"
+        on_gpu = manifest.requires.device == "cuda"
+        asked = _Asked(manifest, max_num_seqs, memory)
+        latencies = Latencies.read(opened.path(manifest.latency))
+
+        def config_of(plan: MemoryPlan) -> SchedulerConfig:
+            return SchedulerConfig(
+                max_num_seqs=plan.max_num_seqs,
+                max_num_batched_tokens=max(manifest.engine.max_num_batched_tokens, plan.max_num_seqs),
+                max_model_len=plan.max_model_len,
+                block_size=plan.block_size,
+                num_blocks=plan.num_blocks,
+                prefill_chunk=manifest.engine.prefill_chunk,
+                max_prefill_tokens=latencies.prompt_tokens_within(1e3 * LONGEST_STEP),
+                max_logit_rows=max(LOGIT_ROWS, plan.max_num_seqs),
+                vocab_size=manifest.model.vocab_size,
+                enable_prefix_caching=enable_prefix_caching,
+                lookahead_tokens=1 if on_gpu else 0,
+                **({} if max_waiting is None else {"max_waiting": max_waiting}),
             )
-        plan = _plan(manifest, max_num_seqs, memory, available)
-        num_threads = _threads(manifest, threads)
-        info = manifest.program(_PROGRAM)
-        config = SchedulerConfig(
-            max_num_seqs=plan.max_num_seqs,
-            max_num_batched_tokens=max(manifest.engine.max_num_batched_tokens, plan.max_num_seqs),
-            max_model_len=plan.max_model_len,
-            block_size=plan.block_size,
-            num_blocks=plan.num_blocks,
-            prefill_chunk=manifest.engine.prefill_chunk,
-            max_prefill_tokens=Latencies.read(opened.path(manifest.latency)).prompt_tokens_within(LONGEST_STEP_MS),
-            max_logit_rows=max(LOGIT_ROWS, plan.max_num_seqs),
-            vocab_size=manifest.model.vocab_size,
-            enable_prefix_caching=enable_prefix_caching,
-            **({} if max_waiting is None else {"max_waiting": max_waiting}),
-        )
-        operators = [opened.path(name) for name in manifest.operators]
+
         told("manifest")
         with ExitStack() as resources:
-            load_torch()
-            told("torch")
-            try:
-                library = CpuLibrary.open(operators[0])
-            except OperatorError as error:
-                raise ArtifactMismatchError(str(error)) from error
-            told("operators")
-            weights = opened.map_weights()
-            resources.callback(weights.close)
-            told("weights")
-            program = Program.open(info, opened.path(info.file), weights.tensors, operators)
-            resources.callback(program.close)
-            told("program")
-            pool = KvPool(manifest.kv, plan.num_blocks)
-            resources.callback(pool.close)
-            runner = ModelRunner(program, pool, library, config, num_threads=num_threads)
-            told("KV pool")
+            if on_gpu:
+                # torch is imported for a GPU only.
+                gpu = import_module("pllm.runtime.cuda.open_model")
+                plan, runner, notices = gpu.open_model(
+                    opened,
+                    solve=asked.solve,
+                    terms=asked.fit,
+                    config_of=config_of,
+                    told=told,
+                    resources=resources,
+                )
+                settle: Callable[[], None] = _settled
+            else:
+                plan, notices = asked.solve(manifest.memory, available), ()
+                num_threads = _threads(manifest, threads)
+                runner, settle = _open_on_cpu(opened, config_of(plan), num_threads, told, resources)
             opened.wait_verified()
             told("hashes")
+            config = config_of(plan)
             grammars = GrammarStore(opened.path(manifest.tokenizer[0]), config.vocab_size)
             resources.callback(grammars.close)
             if manifest.grammars is not None:
                 for form in shipped_forms(artifact, manifest.grammars.files).values():
                     grammars.keep(form, manifest.grammars.eos_token_ids)
             engine = Engine(Scheduler(config), runner, grammars)
+
+            def settled() -> None:
+                settle()
+                grammars.wait_kept()
+
             return cls(
-                manifest, plan, engine, model_runner=runner, pool=pool, grammars=grammars, resources=resources.pop_all()
+                manifest,
+                plan,
+                engine,
+                model_runner=runner,
+                settle=settled,
+                resources=resources.pop_all(),
+                notices=tuple(notice for notice in (plan.notice, *notices) if notice is not None),
             )
         raise AssertionError("unreachable: nothing above swallows an error")
 
     def wait_settled(self) -> None:
         """Return when nothing of the start goes on beside the engine any more: for measurements."""
-        self._pool.wait_taken()
-        self._grammars.wait_kept()
+        self._settle()
 
     def close(self) -> None:
         """Give everything back. No step may run any more."""
@@ -144,24 +153,67 @@ def _nobody(_: str) -> None:
     """Nobody measures."""
 
 
-def _plan(manifest: Manifest, max_num_seqs: int | None, memory: MemorySetting | None, available: int) -> MemoryPlan:
-    built = manifest.engine
-    if max_num_seqs is not None and not 1 <= max_num_seqs <= built.max_num_seqs:
-        raise UserInputError(
-            f"max_num_seqs={max_num_seqs} must be 1 to {built.max_num_seqs}, as the artifact was built: to raise it, "
-            f"build again with --set engine.max_num_seqs={max_num_seqs}"
-        )
+def _settled() -> None:
+    """Nothing goes on beside the engine."""
+
+
+def _open_on_cpu(
+    opened: Artifact, config: SchedulerConfig, num_threads: int, told: Callable[[str], None], resources: ExitStack
+) -> tuple[ModelRunner, Callable[[], None]]:
+    """What runs steps on this machine's CPU, and what waits until its memory is there."""
+    manifest = opened.manifest
+    info = manifest.program(_PROGRAM)
+    operators = [opened.path(name) for name in manifest.operators]
+    load_torch()
+    told("torch")
     try:
-        return MemoryPlan.solve(
-            manifest.memory,
-            block_size=manifest.kv.block_size,
-            max_model_len=built.max_model_len,
-            max_num_seqs=built.max_num_seqs if max_num_seqs is None else max_num_seqs,
-            memory=built.memory if memory is None else memory,
-            available=available,
-        )
-    except ValueError as error:
-        raise UserInputError(f"memory={memory!r} {error}") from error
+        library = CpuLibrary.open(operators[0])
+    except OperatorError as error:
+        raise ArtifactMismatchError(str(error)) from error
+    told("operators")
+    weights = opened.map_weights()
+    resources.callback(weights.close)
+    told("weights")
+    program = Program.open(info, opened.path(info.file), weights.tensors, operators)
+    resources.callback(program.close)
+    told("program")
+    pool = KvPool(manifest.kv, config.num_blocks)
+    resources.callback(pool.close)
+    told("KV pool")
+    return CpuModelRunner(program, pool, library, config, num_threads=num_threads), pool.wait_taken
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """The limits that were asked for, over what the artifact was built for."""
+
+    manifest: Manifest
+    max_num_seqs: int | None
+    memory: MemorySetting | None
+
+    def fit(self) -> dict[str, Any]:
+        """The plan's terms but for what is measured. Raises UserInputError for more sequences than were built for."""
+        built, asked = self.manifest.engine, self.max_num_seqs
+        if asked is not None and not 1 <= asked <= built.max_num_seqs:
+            raise UserInputError(
+                f"max_num_seqs={asked} must be 1 to {built.max_num_seqs}, as the artifact was built: to raise it, "
+                f"build again with --set engine.max_num_seqs={asked}"
+            )
+        memory = built.memory if self.memory is None else self.memory
+        try:
+            parse_memory(memory)
+        except ValueError as error:
+            raise UserInputError(f"memory={memory!r} {error}") from error
+        return {
+            "block_size": self.manifest.kv.block_size,
+            "max_model_len": built.max_model_len,
+            "max_num_seqs": built.max_num_seqs if asked is None else asked,
+            "memory": setting_for(self.manifest.requires.device, memory),
+        }
+
+    def solve(self, ledger: MemoryLedger, available: int) -> MemoryPlan:
+        """Raises DoesNotFitError with the numbers, and as :meth:`fit`."""
+        return MemoryPlan.solve(ledger, available=available, **self.fit())
 
 
 def _threads(manifest: Manifest, threads: int | None) -> int:

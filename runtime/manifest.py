@@ -24,6 +24,7 @@ __all__ = [
     "EngineDefaults",
     "FileEntry",
     "GpuRequires",
+    "KernelChoice",
     "KvInfo",
     "Manifest",
     "ModelInfo",
@@ -44,6 +45,19 @@ Positive = Annotated[int, msgspec.Meta(ge=1, lt=2**62)]
 Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
 
 
+class KernelChoice(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How a kernel is configured in the artifact's programs: decided at build, compiled in, never decided again."""
+
+    kernel: str
+    """``decode_attention``, ``prefill_attention``, ``small_linear``."""
+    shape: tuple[Positive, ...]
+    """What it is for: head size and query heads a KV head; for a product N, K and the most rows."""
+    values: dict[str, Count]
+    """The configuration (`kernels/cuda/configurations.py`)."""
+    us: float | None
+    """Microseconds that it took on the GPU, the fastest of those timed; None where it is as shipped, untimed."""
+
+
 class GpuRequires(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What a GPU must be for programs with CUDA kernels."""
 
@@ -53,6 +67,7 @@ class GpuRequires(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     """The GPU that the artifact was tuned and measured on. Others of its architecture run it, and say so."""
     cuda: Positive
     """The driver must run this CUDA, or a later one: 13000 for 13.0."""
+    kernels: tuple[KernelChoice, ...] = ()
 
 
 class Requires(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):

@@ -53,9 +53,14 @@ class BucketGraphs(Generic[_GraphT]):
 
     @classmethod
     def capture(
-        cls, device: GraphDevice[_GraphT], buckets: Sequence[int], run: Callable[[int], None]
+        cls,
+        device: GraphDevice[_GraphT],
+        buckets: Sequence[int],
+        run: Callable[[int], None],
+        captured: Callable[[CaptureTime], None] | None = None,
     ) -> "BucketGraphs[_GraphT]":
         """Record `run(bucket)` for every bucket, which must launch the same work on the same memory each time.
+        `captured` hears of each as it is done.
 
         Every bucket runs once as it is before anything is captured: a first run loads kernels and lets libraries
         allocate, and neither may happen while a graph is recorded.
@@ -76,6 +81,8 @@ class BucketGraphs(Generic[_GraphT]):
             run(bucket)
             graphs[bucket] = device.end_capture()
             times.append(CaptureTime(bucket, first_runs[bucket], _milliseconds_since(began)))
+            if captured is not None:
+                captured(times[-1])
         return cls(device, graphs, tuple(times))
 
     def bucket_of(self, rows: int) -> int:

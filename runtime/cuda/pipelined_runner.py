@@ -19,8 +19,9 @@ the scheduler knows nothing of what was launched ahead. Three things follow:
 - A row can be launched ahead only where its blocks reach: `SchedulerConfig.lookahead_tokens` has the scheduler take the
   next block one step early.
 
-Rows that need their logits on the CPU (log probabilities, penalties, masks, grammars) are sampled there, from the first
-token to the last: which way a sequence's tokens are drawn depends on its parameters alone, never on its neighbours.
+Rows that need their logits on the CPU (log probabilities, masks, grammars) are sampled there, from the first token to
+the last: which way a sequence's tokens are drawn depends on its parameters alone, never on its neighbours. For
+penalties the device keeps a history of each sequence that asks for them (`history_slots`).
 """
 
 from collections.abc import Sequence
@@ -30,8 +31,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from pllm.runtime.cuda.history_slots import HistorySlots
 from pllm.runtime.inputs import InputBuffers, StagedStep
 from pllm.runtime.sampling import NOT_FINITE, Sampler
+from pllm.runtime.sampling_params import SamplingParams
 from pllm.runtime.scheduler_config import SchedulerConfig
 from pllm.runtime.step import SampledToken, SampleSpec, ScheduledRow, SchedulerOutput, StepResult, TokenLogprobs
 
@@ -45,6 +48,10 @@ class Draw:
     spec: SampleSpec
     index: int
     """How many tokens the sequence has drawn before: with its seed, what the draw depends on."""
+    slot: int = -1
+    """Where the device keeps the sequence's history, if it is penalised; else -1."""
+    is_known: bool = True
+    """Whether the spec holds all tokens drawn before: the history is written from it first. Else the device has it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +115,11 @@ def draws_on_device(samples: Sequence[SampleSpec]) -> bool:
         and not params.logit_bias
         and not spec.bad_words_token_ids
         and params.min_tokens == 0
-        and (params.repetition_penalty, params.frequency_penalty, params.presence_penalty) == (1, 0, 0)
     )
+
+
+def _is_penalised(params: SamplingParams) -> bool:
+    return (params.repetition_penalty, params.frequency_penalty, params.presence_penalty) != (1, 0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,11 +139,13 @@ class PipelinedRunner:
         self._config = config
         self._inputs = InputBuffers(config)
         self._sampler = Sampler()
+        self._slots = HistorySlots(config.max_num_seqs)
         self._ahead: _Ahead | None = None
 
     def execute(self, out: SchedulerOutput) -> StepResult:
         """The step's tokens, the next one launched. Raises PllmError where the device fails."""
         ahead, self._ahead = self._ahead, None
+        self._slots.keep(row.seq_id for row in out.rows)
         known = {} if ahead is None else ahead.rows
         kept = [row for row in out.rows if row.seq_id in known and self._is_same(row, known[row.seq_id][1], out)]
         kept_ids = {row.seq_id for row in kept}
@@ -145,11 +157,11 @@ class PipelinedRunner:
         decoding, mixed, step = None, None, None
         draws: list[Draw | None] = []
         if rest and not kept and all(_decodes(row) for row in rest):
-            decoding = self._device.decode([_decode_row(row) for row in rest])
+            decoding = self._device.decode([self._decode_row(row) for row in rest])
             places |= {row.seq_id: index for index, row in enumerate(rest)}
         elif rest:
             step = self._inputs.stage(SchedulerOutput(tuple(rest)))
-            draws = [Draw(s[0], len(s[0].output_token_ids)) if draws_on_device(s) else None for s in step.samples]
+            draws = [self._draw(samples[0]) if draws_on_device(samples) else None for samples in step.samples]
             mixed = self._device.mixed(step, draws)
             drawn = [(s[0].seq_id, index) for index, s in enumerate(step.samples) if draws[index] is not None]
             places |= {seq_id: self._config.max_num_seqs + index for seq_id, index in drawn}
@@ -186,13 +198,21 @@ class PipelinedRunner:
             end = row.start + len(row.token_ids)
             if row.seq_id not in places or not self._goes_on(row, end):
                 continue
-            spec = row.samples[0]
-            draw = Draw(spec, len(spec.output_token_ids) + 1)
+            draw = self._draw(row.samples[0], ahead=1)
             next_row = DecodeRow(end, row.block_table, draw, token_id=-1, place=places[row.seq_id])
             next_rows[row.seq_id] = (len(next_rows), next_row)
         if not next_rows:
             return None
         return _Ahead(next_rows, self._device.decode([row for _, row in next_rows.values()]))
+
+    def _decode_row(self, row: ScheduledRow) -> DecodeRow:
+        draw = self._draw(row.samples[0])
+        return DecodeRow(row.start, row.block_table, draw, token_id=row.token_ids[0], place=-1)
+
+    def _draw(self, spec: SampleSpec, ahead: int = 0) -> Draw:
+        """The sequence's next draw, or the one after `ahead` more that the CPU has not seen."""
+        slot = self._slots.of(spec.seq_id) if _is_penalised(spec.params) else -1
+        return Draw(spec, len(spec.output_token_ids) + ahead, slot, is_known=not ahead)
 
     def _goes_on(self, row: ScheduledRow, end: int) -> bool:
         """Whether the token that the row draws will be computed in turn, unless it ends the sequence by what it is."""
@@ -226,12 +246,6 @@ class PipelinedRunner:
 
 def _decodes(row: ScheduledRow) -> bool:
     return len(row.token_ids) == 1 and row.prompt_logprobs is None and draws_on_device(row.samples)
-
-
-def _decode_row(row: ScheduledRow) -> DecodeRow:
-    spec = row.samples[0]
-    draw = Draw(spec, len(spec.output_token_ids))
-    return DecodeRow(row.start, row.block_table, draw, token_id=row.token_ids[0], place=-1)
 
 
 def _sampled(seq_id: int, token_id: int) -> SampledToken:

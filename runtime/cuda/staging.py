@@ -10,7 +10,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-__all__ = ["Staging"]
+__all__ = ["Layout", "Staging"]
 
 _ALIGNMENT = 64
 Layout = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]

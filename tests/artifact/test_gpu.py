@@ -10,7 +10,6 @@ import pytest
 
 from pllm.runtime import check_cli
 from pllm.runtime.artifact import Artifact
-from pllm.runtime.engine_core import EngineCore
 from pllm.runtime.errors import ArtifactDamagedError, ArtifactMismatchError, DoesNotFitError
 from pllm.runtime.gpu import Gpu, find_gpu
 from pllm.runtime.machine import Machine
@@ -159,11 +158,3 @@ def test_a_smaller_gpu_gets_a_smaller_pool_or_is_refused() -> None:
         plan((1 << 30) + (130 << 20))
     assert setting_for("cpu", "auto") == "auto"
     assert setting_for("cuda", "4GiB") == "4GiB"
-
-
-def test_the_engine_says_that_it_serves_no_gpu_yet(artifact_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = for_cuda(artifact_path)
-    here = with_gpu(H200)
-    monkeypatch.setattr(Machine, "this", lambda device="cpu": here)
-    with pytest.raises(ArtifactMismatchError, match=r"does not serve yet.*device\.kind=cpu"):
-        EngineCore.open(path)

@@ -40,6 +40,7 @@ class FakeDevice:
         self.config = config
         self.memory = np.full((config.num_blocks, config.block_size, 2), -1, np.int64)  # token, position
         self.places = np.full(2 * config.max_num_seqs, -1, np.int64)
+        self.histories: dict[int, list[int]] = {}
         self.calls: list[str] = []
         self.rows: list[int] = []
         self.broken: set[int] = set()
@@ -106,8 +107,15 @@ class FakeDevice:
         if spec.seq_id in self.broken:
             return -1
         history = [0] * draw.index  # of which the sampler takes the length
+        if draw.slot >= 0:
+            if draw.is_known:
+                self.histories[draw.slot] = list(spec.output_token_ids)
+            history = list(self.histories[draw.slot])
+            assert len(history) == draw.index
         alone = SampleSpec(spec.seq_id, spec.params, spec.prompt_token_ids, history, spec.seed)
         [token] = Sampler().sample(logits[None], [(alone,)])
+        if draw.slot >= 0:
+            self.histories[draw.slot].append(token.token_id)
         return token.token_id
 
 

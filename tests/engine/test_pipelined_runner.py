@@ -108,6 +108,8 @@ KINDS: tuple[Callable[[random.Random], SamplingParams], ...] = (
     lambda rng: SamplingParams(temperature=1.0, seed=rng.randrange(99), max_tokens=rng.randint(1, 25)),
     lambda rng: SamplingParams(temperature=0, max_tokens=9, logprobs=2),
     lambda rng: SamplingParams(temperature=0, max_tokens=9, presence_penalty=1.5, min_tokens=4),
+    lambda rng: SamplingParams(temperature=0, max_tokens=rng.randint(1, 25), presence_penalty=1.5),
+    lambda rng: SamplingParams(temperature=0.9, seed=7, max_tokens=rng.randint(1, 25), repetition_penalty=1.3),
     lambda rng: SamplingParams(temperature=0.7, seed=5, max_tokens=9, n=3),
     lambda rng: SamplingParams(temperature=0, max_tokens=5, prompt_logprobs=2),
     lambda rng: SamplingParams(temperature=0, max_tokens=15, stop_token_ids=(3, 4, 5)),
@@ -182,12 +184,14 @@ def test_what_was_launched_is_kept_only_where_it_is_what_is_asked_for(
     "changes",
     [
         {"logprobs": 0}, {"prompt_logprobs": 1}, {"allowed_token_ids": (1,)}, {"logit_bias": {1: 2.0}},
-        {"min_tokens": 1}, {"repetition_penalty": 1.1}, {"frequency_penalty": 0.1}, {"presence_penalty": 0.1},
+        {"min_tokens": 1}, {"min_tokens": 1, "repetition_penalty": 1.1},
     ],
 )  # fmt: skip
 def test_what_needs_logits_is_sampled_on_the_cpu(changes: dict[str, object]) -> None:
     plain = SampleSpec(0, SamplingParams(temperature=0.5, top_k=3, top_p=0.9, min_p=0.1), (1,), [], seed=0)
     assert draws_on_device((plain,))
+    penalised = SamplingParams(repetition_penalty=1.1, frequency_penalty=0.1, presence_penalty=0.1)
+    assert draws_on_device((replace(plain, params=penalised),))
     assert not draws_on_device(())
     assert not draws_on_device((plain, plain))
     assert not draws_on_device((replace(plain, params=SamplingParams(**changes)),))  # type: ignore[arg-type]

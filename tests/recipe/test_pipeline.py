@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -38,6 +39,8 @@ from pllm.runtime.memory import MemoryLedger
 from pllm.runtime.safetensors_file import TensorSpec
 
 from .conftest import write_checkpoint
+
+H200 = Gpu("NVIDIA H200", "sm_90", 13000, 140 << 30, 130 << 30)
 
 
 def compile_nothing(build: Build, progress: StageProgress) -> None:
@@ -215,19 +218,36 @@ def test_what_cannot_be_is_refused(checkpoint_path: Path, tmp_path: Path, stages
 
 
 @pytest.mark.parametrize(
-    ("gpu", "said"),
+    ("gpu", "torch_cuda", "weights", "said"),
     [
-        (None, r"no NVIDIA driver.*set device\.kind = \"cpu\""),
-        (Gpu("NVIDIA H200", "sm_90", 13000, 140 << 30, 130 << 30), r"NVIDIA H200 \(sm_90\) cannot be compiled"),
+        (None, "13.0", "auto", r"no NVIDIA driver.*set device\.kind = \"cpu\""),
+        (H200, "", "auto", r"NVIDIA H200 \(sm_90\) is compiled by torch's CUDA build"),
+        (replace(H200, sm="sm_75"), "13.0", "auto", r"the kernels need sm_80"),
+        (H200, "13.0", "int8", r"quantization\.weights = \"int8\" is for a CPU.*float32, bf16"),
     ],
 )
 def test_cuda_is_refused_by_what_is_here(
-    gpu: Gpu | None, said: str, checkpoint_path: Path, tmp_path: Path, stages: list[int], monkeypatch: Any
-) -> None:
+    gpu: Gpu | None, torch_cuda: str, weights: str, said: str, checkpoint_path: Path, tmp_path: Path,
+    stages: list[int], monkeypatch: Any,
+) -> None:  # fmt: skip
     monkeypatch.setattr("pllm.build.resolve.find_gpu", lambda: gpu)
+    monkeypatch.setattr("pllm.build.resolve.torch_cuda_version", lambda: torch_cuda)
+    recipe = recipe_for(checkpoint_path, "device.kind=cuda", f"quantization.weights={weights}")
     with pytest.raises(BuildError, match=said):
-        run(recipe_for(checkpoint_path, "device.kind=cuda"), tmp_path / "out")
+        run(recipe, tmp_path / "out")
     assert not stages
+
+
+def test_what_cuda_leaves_to_auto(checkpoint_path: Path, monkeypatch: Any) -> None:
+    from pllm.build.checkpoint import Checkpoint
+
+    monkeypatch.setattr("pllm.build.resolve.find_gpu", lambda: H200)
+    monkeypatch.setattr("pllm.build.resolve.torch_cuda_version", lambda: "13.0")
+    recipe = recipe_for(checkpoint_path, "device.kind=cuda", "quantization.weights=bf16", "engine.max_num_seqs=36")
+    resolved = resolve(recipe, Checkpoint(checkpoint_path, label="x"), quiet)
+    assert resolved.device.kind == "cuda"
+    assert resolved.quantization.kv == "bf16"
+    assert resolved.engine.buckets == (1, 2, 4, 8, 16, 24, 32, 36)
 
 
 def test_auto_context_is_bounded(tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ def test_every_module_that_the_stages_load_is_among_them() -> None:
     )
     shown = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
     loaded = {Path(line).resolve() for line in shown.stdout.split()}
+    loaded = {path for path in loaded if path.name != "__init__.py"}  # the packages' own files hold a docstring each
     assert len(loaded) > 20
     assert loaded <= {path.resolve() for path in builder_sources()}
 
