@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -98,11 +97,13 @@ class EngineCore:
             )
 
         told("manifest")
+        runner: ModelRunner
         with ExitStack() as resources:
             if on_gpu:
-                # torch is imported for a GPU only.
-                gpu = import_module("pllm.runtime.cuda.open_model")
-                plan, runner, notices = gpu.open_model(
+                # For a GPU only: it imports torch.
+                from pllm.runtime.cuda.open_model import open_model  # noqa: PLC0415
+
+                plan, runner, notices = open_model(
                     opened,
                     solve=asked.solve,
                     terms=asked.fit,

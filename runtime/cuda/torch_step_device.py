@@ -9,6 +9,7 @@ does not advance, so that nothing is attended to or written, and their temperatu
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -173,8 +174,7 @@ class TorchStepDevice:
 
     def mixed(self, step: StagedStep, draws: Sequence[Draw | None]) -> _Launched:
         self._write_histories([draw for draw in draws if draw is not None])
-        host = self._mixed_staging.fill()
-        arrays = {name: tensor.numpy() for name, tensor in host.items()}
+        arrays = self._mixed_staging.fill()
         sizes = {name: len(array) for name, array in step.arrays.items()}
         rows, drawn = sizes["logits_index"], len(step.sample_rows)
         for name, array in step.arrays.items():
@@ -184,7 +184,7 @@ class TorchStepDevice:
             arrays[name][:rows] = nothing
         for row, draw in zip(step.sample_rows, draws, strict=True):
             if draw is not None:
-                _set_draw(host, row, draw)
+                _set_draw(arrays, row, draw)
         self._mixed_staging.send()
         there = self._mixed_staging.device
         inputs = {name: there[name][:size] for name, size in (sizes | dict.fromkeys(_SAMPLER, rows)).items()}
@@ -199,13 +199,12 @@ class TorchStepDevice:
             self._kv[target].copy_(self._kv[source])
 
     def _stage(self, rows: Sequence[DecodeRow]) -> None:
-        host, count = self._staging.fill(), len(rows)
-        arrays = {name: tensor.numpy() for name, tensor in host.items()}
+        arrays, count = self._staging.fill(), len(rows)
         for i, row in enumerate(rows):
             arrays["known"][i], arrays["place"][i] = row.token_id, max(row.place, 0)
             arrays["positions"][i], arrays["context_len"][i] = row.position, row.position + 1
             arrays["block_table"][i, : len(row.block_table)] = row.block_table
-            _set_draw(host, i, row.draw)
+            _set_draw(arrays, i, row.draw)
         arrays["query_start"][:] = np.minimum(np.arange(len(arrays["query_start"])), count)
         for name in ("known", "place", "positions", "context_len"):
             arrays[name][count:] = 0
@@ -223,7 +222,7 @@ class TorchStepDevice:
                 self._history[draw.slot].copy_(torch.from_numpy(counts.astype(np.int32)), non_blocking=True)
 
 
-def _set_draw(arrays: Mapping[str, Tensor], row: int, draw: Draw) -> None:
+def _set_draw(arrays: Mapping[str, NDArray[Any]], row: int, draw: Draw) -> None:
     params = draw.spec.params
     arrays["temperature"][row] = 0.0 if params.greedy else params.temperature
     arrays["top_k"][row] = params.top_k

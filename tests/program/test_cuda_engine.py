@@ -104,7 +104,7 @@ def test_the_pool_is_planned_anew_from_what_is_free(artifact: Path) -> None:
 def test_another_architecture_or_driver_is_refused_before_anything_is_loaded(
     changes: dict[str, Any], said: str, artifact: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pllm.runtime.engine_core.import_module", pytest.fail)
+    monkeypatch.setattr("pllm.runtime.cuda.open_model.open_model", pytest.fail)
     with gpu_machine([], gpu=replace(GPU, **changes)), pytest.raises(ArtifactMismatchError, match=said):
         EngineCore.open(artifact)
 
