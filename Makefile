@@ -40,6 +40,7 @@ PORT ?= 8000
 PART ?= kernels
 BUDGET ?= 520
 OUTPUT ?= .scratch/gpu-check
+GPU_FLAGS ?=
 
 .PHONY: help venv serve test nightly smoke-gpu-set lint typecheck contracts bench bench-edge bench-server bench-peers bench-peers-install gate counts counts-pin cuda-table gpu-check clean
 
@@ -53,7 +54,7 @@ help:
 	@echo 'make bench-server the server beside the library on one artifact'
 	@echo 'make bench-peers pllm beside transformers and others, an hour or two'
 	@echo 'make cuda-table the CUDA kernels'"'"' registers, shared memory and spills, without a GPU'
-	@echo 'make gpu-check  on a machine with a GPU: PART=kernels, with PYTHON=python3'
+	@echo 'make gpu-check  on a machine with a GPU: PART=kernels|engine|0.6b|1b|8b|throughput|peers, with PYTHON=python3'
 	@echo 'make clean      remove caches and what was built; keeps environments'
 
 venv: $(STAMP)
@@ -159,7 +160,8 @@ cuda-table: venv
 # On a machine with a GPU: installs nothing, uses PYTHON as it is. The link keeps build/ and kernels/ off the path.
 gpu-check:
 	@mkdir -p .scratch/path && ln -sfn '$(CURDIR)/pllm' .scratch/path/pllm
-	PYTHONPATH='$(CURDIR)/.scratch/path' $(PYTHON) tests/perf/gpu/check.py $(PART) --seconds $(BUDGET) --output '$(OUTPUT)'
+	PYTHONPATH="$(CURDIR)/.scratch/path$${PYTHONPATH:+:$$PYTHONPATH}" $(PYTHON) tests/perf/gpu/check.py $(PART) \
+		--seconds $(BUDGET) --output '$(OUTPUT)' $(GPU_FLAGS)
 
 clean:
 	rm -rf .scratch .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks .import_linter_cache

@@ -135,7 +135,7 @@ class PipelinedRunner:
     """A ModelRunner (`pllm.runtime.engine`) over a device. One thread calls it."""
 
     def __init__(self, device: StepDevice, config: SchedulerConfig) -> None:
-        self._device = device
+        self.device = device
         self._config = config
         self._inputs = InputBuffers(config)
         self._sampler = Sampler()
@@ -151,18 +151,18 @@ class PipelinedRunner:
         kept_ids = {row.seq_id for row in kept}
         rest = [row for row in out.rows if row.seq_id not in kept_ids]
         if out.copies:
-            self._device.copy_blocks(out.copies)
+            self.device.copy_blocks(out.copies)
 
         places = {row.seq_id: known[row.seq_id][0] for row in kept}
         decoding, mixed, step = None, None, None
         draws: list[Draw | None] = []
         if rest and not kept and all(_decodes(row) for row in rest):
-            decoding = self._device.decode([self._decode_row(row) for row in rest])
+            decoding = self.device.decode([self._decode_row(row) for row in rest])
             places |= {row.seq_id: index for index, row in enumerate(rest)}
         elif rest:
             step = self._inputs.stage(SchedulerOutput(tuple(rest)))
             draws = [self._draw(samples[0]) if draws_on_device(samples) else None for samples in step.samples]
-            mixed = self._device.mixed(step, draws)
+            mixed = self.device.mixed(step, draws)
             drawn = [(s[0].seq_id, index) for index, s in enumerate(step.samples) if draws[index] is not None]
             places |= {seq_id: self._config.max_num_seqs + index for seq_id, index in drawn}
         self._ahead = self._launch_ahead(out.rows, places)
@@ -203,7 +203,7 @@ class PipelinedRunner:
             next_rows[row.seq_id] = (len(next_rows), next_row)
         if not next_rows:
             return None
-        return _Ahead(next_rows, self._device.decode([row for _, row in next_rows.values()]))
+        return _Ahead(next_rows, self.device.decode([row for _, row in next_rows.values()]))
 
     def _decode_row(self, row: ScheduledRow) -> DecodeRow:
         draw = self._draw(row.samples[0])

@@ -81,7 +81,7 @@ class TorchStepDevice:
         """decode: for steps of one new token a sequence, whatever its program; mixed: for any step."""
         self.config = config
         self._device = device
-        self._kv = kv
+        self.pool = kv
         self._decode = decode
         self._mixed = mixed
         most, width = config.max_num_seqs, -(-config.max_model_len // config.block_size)
@@ -158,12 +158,16 @@ class TorchStepDevice:
             "query_start": arrays["query_start"][: bucket + 1],
             "context_len": arrays["context_len"][:bucket],
             "logits_index": self._logits_index[:bucket],
-            "kv": self._kv,
+            "kv": self.pool,
             "history": self._history,
             **{name: arrays[name][:bucket] for name in _SAMPLER},
         }
         _, tokens = self._decode(inputs)
         self._places[:bucket].copy_(tokens)
+
+    def drawn(self, bucket: int) -> Tensor:
+        """The tokens that the last run or replay of the bucket drew, where they lie: int64 [bucket]."""
+        return self._places[:bucket]
 
     def decode(self, rows: Sequence[DecodeRow]) -> _Launched:
         assert self._graphs is not None, "capture comes first"
@@ -188,7 +192,7 @@ class TorchStepDevice:
         self._mixed_staging.send()
         there = self._mixed_staging.device
         inputs = {name: there[name][:size] for name, size in (sizes | dict.fromkeys(_SAMPLER, rows)).items()}
-        logits, tokens = self._mixed({**inputs, "kv": self._kv, "history": self._history})
+        logits, tokens = self._mixed({**inputs, "kv": self.pool, "history": self._history})
         found = tokens[there["sample_rows"][:drawn]]
         first = self.config.max_num_seqs
         self._places[first : first + drawn] = found
@@ -196,7 +200,7 @@ class TorchStepDevice:
 
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
         for source, target in pairs:
-            self._kv[target].copy_(self._kv[source])
+            self.pool[target].copy_(self.pool[source])
 
     def _stage(self, rows: Sequence[DecodeRow]) -> None:
         arrays, count = self._staging.fill(), len(rows)

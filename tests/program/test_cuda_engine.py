@@ -19,6 +19,7 @@ from pllm.runtime.sampling_params import SamplingParams
 
 from .artifacts import LIMITS, Built, answers, recipe_of
 from .cuda_double import GPU, HELD, STAGES, gpu_machine
+from .replays import replays_equal_eager_runs
 
 PROMPTS = [[5, 9, 40], [*range(20, 60)], [7], [3, 3, 3, 3, 90, 12, 44]]
 PARAMS = {
@@ -147,3 +148,8 @@ def test_in_bfloat16_its_error_is_held_against_transformers_own(tmp_path: Path) 
     assert (manifest.kv.dtype, manifest.programs[0].outputs[0].dtype) == ("bfloat16", "bfloat16")
     assert manifest.certificate.reference.endswith("float32, beside its own bfloat16")
     assert 1e-4 < manifest.certificate.max_logit_error <= manifest.certificate.bound
+
+
+def test_a_replay_draws_what_the_eager_program_draws(artifact: Path) -> None:
+    with gpu_machine([]), closing(EngineCore.open(artifact)) as core:
+        replays_equal_eager_runs(core)
