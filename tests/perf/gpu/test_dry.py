@@ -16,9 +16,7 @@ ROOT = Path(__file__).parents[3]
     [
         ("0.6b", {"build", "ceilings", "decode", "start", "first token"}),
         ("throughput", {"build", "start", "throughput"}),
-        pytest.param(
-            "peers", {"transformers generate", "transformers continuous batching"}, marks=pytest.mark.nightly
-        ),
+        pytest.param("peers", {"transformers generate", "transformers continuous batching"}, marks=pytest.mark.nightly),
     ],
 )
 def test_a_part_runs_to_its_end_and_writes_its_rows(part: str, whats: set[str], tmp_path: Path) -> None:
