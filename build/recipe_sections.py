@@ -140,8 +140,8 @@ class QuantizationSection:
     )
     kv: str = _key(
         Choice(("auto", "float32", "bf16", "int8"), {"fp8": _LATER}),
-        "How the KV cache is stored; auto is float32, on CUDA as the weights are. bf16 halves its memory and its reads, and rounds; int8, with a "
-        "scale for each key and value of a head, about quarters them.",
+        "How the KV cache is stored; auto is float32, on CUDA as the weights are. bf16 halves its memory and its "
+        "reads, and rounds; int8, with a scale for each key and value of a head, about quarters them.",
         "auto",
     )
 
