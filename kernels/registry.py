@@ -124,9 +124,7 @@ OPERATORS: Mapping[str, Operator] = MappingProxyType(
                 cpu="pllm_rms_normalize",
                 cuda="rms_normalize",
             ),
-            _operator(
-                "silu_mul", "silu_mul", "(Tensor gate_up) -> Tensor", cpu="pllm_silu_mul", cuda="silu_mul"
-            ),
+            _operator("silu_mul", "silu_mul", "(Tensor gate_up) -> Tensor", cpu="pllm_silu_mul", cuda="silu_mul"),
             _operator(
                 "small_linear",
                 "small_linear",

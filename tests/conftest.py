@@ -11,7 +11,7 @@ LAST = ("server", "text", "kernels", "build", "program", "e2e")
 
 
 def pytest_configure() -> None:
-    # A shell's background job inherits a Ctrl-C that is ignored; the tests that interrupt need Python's own answer to it.
+    # A shell's background job inherits a Ctrl-C that is ignored; the tests that interrupt need Python's own answer.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

@@ -1,6 +1,6 @@
 """A checkpoint as CTranslate2 reads it, by its own converter.
 
-    python -m peers.ctranslate2_checkpoint CHECKPOINT TARGET float32|int8
+python -m peers.ctranslate2_checkpoint CHECKPOINT TARGET float32|int8
 """
 
 import sys

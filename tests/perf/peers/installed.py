@@ -1,7 +1,7 @@
 """The peers: by precision, where they are installed, and how they come to read a checkpoint.
 
-Each peer stands in an environment of its own (``make bench-peers-install``). A checkpoint is converted for it when it is
-first asked for, with the peer's own tool, and kept under the checkpoint's fingerprint.
+Each peer stands in an environment of its own (``make bench-peers-install``). A checkpoint is converted for it when it
+is first asked for, with the peer's own tool, and kept under the checkpoint's fingerprint.
 """
 
 from collections.abc import Callable
@@ -54,20 +54,22 @@ PEERS = {
         "OpenVINO GenAI, f16 weights", "float32", "run_openvino", "f16", "openvino", "openvino-f16", _openvino("fp16")
     ),
     "ctranslate2": Peer(
-        "CTranslate2 f32", "float32", "run_ctranslate2", "f32", "ctranslate2", "ctranslate2-f32", _ctranslate2("float32")
+        "CTranslate2 f32",
+        "float32",
+        "run_ctranslate2",
+        "f32",
+        "ctranslate2",
+        "ctranslate2-f32",
+        _ctranslate2("float32"),
     ),
-    "llama-cpp-q8_0": Peer(
-        "llama.cpp Q8_0", "int8", "run_llama_cpp", "q8_0", "llama-cpp", "q8_0.gguf", _gguf("q8_0")
-    ),
+    "llama-cpp-q8_0": Peer("llama.cpp Q8_0", "int8", "run_llama_cpp", "q8_0", "llama-cpp", "q8_0.gguf", _gguf("q8_0")),
     "openvino-int8": Peer(
         "OpenVINO GenAI int8", "int8", "run_openvino", "int8", "openvino", "openvino-int8", _openvino("int8")
     ),
     "ctranslate2-int8": Peer(
         "CTranslate2 int8", "int8", "run_ctranslate2", "int8", "ctranslate2", "ctranslate2-int8", _ctranslate2("int8")
     ),
-    "llama-cpp-q4_0": Peer(
-        "llama.cpp Q4_0", "int4", "run_llama_cpp", "q4_0", "llama-cpp", "q4_0.gguf", _gguf("q4_0")
-    ),
+    "llama-cpp-q4_0": Peer("llama.cpp Q4_0", "int4", "run_llama_cpp", "q4_0", "llama-cpp", "q4_0.gguf", _gguf("q4_0")),
     "openvino-int4": Peer(
         "OpenVINO GenAI int4", "int4", "run_openvino", "int4", "openvino", "openvino-int4", _openvino("int4")
     ),

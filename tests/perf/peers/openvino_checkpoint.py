@@ -1,6 +1,6 @@
 """A checkpoint as OpenVINO GenAI reads it: optimum-intel's export as its command line makes it.
 
-    python -m peers.openvino_checkpoint CHECKPOINT TARGET fp16|int8|int4
+python -m peers.openvino_checkpoint CHECKPOINT TARGET fp16|int8|int4
 """
 
 import subprocess

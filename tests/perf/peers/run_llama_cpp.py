@@ -1,4 +1,5 @@
-"""llama.cpp, in the form of the file that it is given, through its C interface (llama-cpp-python): continuous batching, greedy, from token ids.
+"""llama.cpp, in the form of the file that it is given, through its C interface (llama-cpp-python): continuous batching,
+greedy, from token ids.
 
 The loop is that of llama.cpp's own server: in each step every sequence that decodes gets a token, prompts fill the rest
 of the batch, and a sequence that ends makes room for the next. The KV cache is as llama.cpp has it by default, f16.
