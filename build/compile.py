@@ -25,7 +25,7 @@ from pllm.build.pipeline import Build
 from pllm.build.progress import StageProgress
 from pllm.build.traced import Traced, value
 from pllm.kernels.cpu.abi import ABI_VERSION
-from pllm.kernels.cpu.compile import CompilerError, build_library
+from pllm.kernels.cpu.compile import CompilerError, build_library, refuse_full_disk
 from pllm.runtime.errors import BuildError
 from pllm.runtime.graphs import GRAPHS, Graphs, ProgramGraph
 from pllm.runtime.machine import Machine
@@ -176,6 +176,7 @@ def _compile_sources(folder: Path, sources: Sequence[Path], out: Path) -> tuple[
         command, cwd=folder, capture_output=True, text=True, check=False, env={**os.environ, "LC_ALL": "C"}
     )
     if done.returncode:
+        refuse_full_disk(done.stderr)
         raise BuildError("the C++ that Inductor wrote does not compile:\n" + "\n".join(done.stderr.splitlines()[:20]))
     features = [re.sub("^-m", "", flag) for flag in vector]
     return tuple(sorted({*_X86_64_V3, *(_CPUINFO.get(name, name) for name in features)}))

@@ -1,5 +1,6 @@
 """Builds the CPU operator library with the machine's C++ compiler. Called by `pllm build` and by the tests."""
 
+import errno
 import os
 import shutil
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from pllm.kernels.cpu.sources import COMMON_FLAGS, LINK_FLAGS, SOURCES, Source
 
-__all__ = ["CompilerError", "build_library"]
+__all__ = ["CompilerError", "build_library", "refuse_full_disk"]
 
 _HERE = Path(__file__).resolve().parent
 
@@ -38,6 +39,7 @@ def build_library(
 
     Raises:
         CompilerError: no such compiler, no headers of torch, or the compiler failed.
+        OSError: the disk takes no more.
     """
     found = shutil.which(compiler)
     if found is None:
@@ -74,10 +76,21 @@ def _installed_headers() -> Path:
 
 
 def _run(command: list[str], cwd: Path = _HERE) -> None:
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=cwd, capture_output=True, text=True, check=False, env={**os.environ, "LC_ALL": "C"}
+    )
     if done.returncode:
+        refuse_full_disk(done.stderr)
         complaint = "\n".join((done.stderr or done.stdout).strip().splitlines()[:20])
         raise CompilerError(
             f"{command[0]} failed with status {done.returncode}; a g++ of 11 or newer is needed.\n"
             f"command: {' '.join(command)}\n{complaint}"
         )
+
+
+def refuse_full_disk(complaint: str) -> None:
+    """Raises the OSError that a compiler or its linker, run in the C locale, has written down as text, if any: then
+    neither is to blame."""
+    for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if os.strerror(code) in complaint:
+            raise OSError(code, os.strerror(code))

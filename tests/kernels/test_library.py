@@ -1,5 +1,6 @@
 """The operator library as a file: how it is built, what may be in it, and how it refuses."""
 
+import errno
 import os
 import re
 import shutil
@@ -61,6 +62,16 @@ def test_a_failing_compiler_is_quoted_and_leaves_nothing(tmp_path: Path) -> None
     with pytest.raises(CompilerError, match=r"(?s)status 3.*g\+\+ of 11.*out of vectors"):
         build_library(out / "x.so", str(compiler))
     assert list(out.iterdir()) == []
+
+
+def test_a_full_disk_is_not_the_compiler_s_fault(tmp_path: Path) -> None:
+    compiler = tmp_path / "c++"
+    compiler.write_text("#!/bin/sh\necho '/usr/bin/ld: final link failed: No space left on device' >&2\nexit 1\n")
+    compiler.chmod(0o755)
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        build_library(tmp_path / "out" / "x.so", str(compiler))
+    assert caught.value.errno == errno.ENOSPC
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 @pytest.mark.parametrize(("wish", "match"), [("sse9", "PLLM_CPU_ISA=sse9 is unknown: use avx2 or avx512")])
