@@ -262,10 +262,17 @@ class Program:
 
     def _call(self, name: str, *arguments: object) -> None:
         if getattr(self._library, f"AOTInductorModelContainer{name}")(*arguments):
-            said = [(library.pllm_last_error() or b"").decode(errors="replace") for library in self._operators]
-            said.append(self._last_error())
+            said = [self._operators_last_error(), self._last_error()]
             reason = "; ".join(text for text in said if text) or "the reason is on the standard error output"
             raise PllmError(f"program {self.info.name!r}: {name} failed: {reason}")
+
+    def _operators_last_error(self) -> str:
+        """Of the library that the program's calls reach: of several alike in a process, the loader takes the first."""
+        if not self._operators:
+            return ""
+        get = ctypes.CDLL(None).pllm_last_error
+        get.restype = ctypes.c_char_p
+        return (get() or b"").decode(errors="replace")
 
     def _last_error(self) -> str:
         text = ctypes.c_char_p()

@@ -35,16 +35,19 @@ def settled(artifact: Path) -> dict[str, Any]:
     return document
 
 
-def test_the_same_recipe_gives_the_same_bytes_but_for_what_is_measured(tiny: Built, tmp_path: Path) -> None:
+def test_the_same_recipe_gives_the_same_bytes_but_for_what_is_measured(tmp_path: Path) -> None:
     """Another folder, another process, other weights' files of the same content: the same compiled code."""
-    recipe, target = recipe_of("llama", tmp_path / "elsewhere"), tmp_path / "deep" / "er" / "again"
-    done = subprocess.run(command(recipe, target), capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr
-    names = {path.relative_to(target) for path in target.rglob("*") if path.is_file()}
-    assert names == {path.relative_to(tiny.artifact) for path in tiny.artifact.rglob("*") if path.is_file()}
-    differing = {str(name) for name in names if (target / name).read_bytes() != (tiny.artifact / name).read_bytes()}
+    first, second = tmp_path / "first", tmp_path / "deep" / "er" / "again"
+    for target, home in ((first, tmp_path / "here"), (second, tmp_path / "elsewhere")):
+        done = subprocess.run(
+            command(recipe_of("llama", home), target), capture_output=True, text=True, check=False, timeout=300
+        )
+        assert done.returncode == 0, done.stderr
+    names = {path.relative_to(second) for path in second.rglob("*") if path.is_file()}
+    assert names == {path.relative_to(first) for path in first.rglob("*") if path.is_file()}
+    differing = {str(name) for name in names if (second / name).read_bytes() != (first / name).read_bytes()}
     assert differing <= {MANIFEST, SEAL, MEASURED}
-    assert settled(target) == settled(tiny.artifact)
+    assert settled(second) == settled(first)
 
 
 @pytest.mark.nightly
