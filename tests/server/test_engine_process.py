@@ -46,7 +46,8 @@ def request(name: str = "r", *, prompt: str = "abc", **params: object) -> Reques
 def test_messages_survive_the_way() -> None:
     logprobs = TokenLogprobs(3, -0.5, 1, ((3, -0.5, 1), (4, -2.0, 2)))
     delta = TokenDelta("r", 1, [3], [logprobs], "stop", "x", 16, [logprobs], None, 12.5)
-    for event in (Step([delta], STATS, 1.02), Refused("r", "no", param="n", code="c"), Failed("why", 4, permanent=True)):
+    refused, failed = Refused("r", "no", param="n", code="c"), Failed("why", 4, permanent=True)
+    for event in (Step([delta], STATS, 1.02), refused, failed):
         assert decode_event(FrameReader().feed(encode_frame(event))[0]) == event
     sent = request(stop=["a"], logit_bias={7: 1.5}, seed=2**62, temperature=0.5)
     for command in (Submit(sent), Abort("r"), Abort("r", 2), ResetPrefixCache(), Shutdown()):
