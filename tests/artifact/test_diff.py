@@ -51,7 +51,7 @@ def test_changes_are_shown_where_they_are(pair: tuple[Path, Path], capsys: pytes
         (side / "measured/latency.json").write_text(json.dumps({"rows": rows}), encoding="utf-8")
         graphs = {"programs": {"main": {"nodes": {"aten.add.Tensor": int(ms * 2)}, "kernels": {"fused": 3}}}}
         (side / "graphs.json").write_text(json.dumps(graphs), encoding="utf-8")
-        rewrite(side, lambda d: d["files"].update({"graphs.json": {"size": 0, "sha256": "0" * 64}}))  # type: ignore
+        rewrite(side, lambda d: d["files"].update({"graphs.json": {"size": 0, "sha256": "0" * 64}}))  # type: ignore[attr-defined]
         resize(side)
     rewrite(after, lambda d: d["memory"].update(activations=1500))  # type: ignore[attr-defined]
     found = sections(before, after, capsys)

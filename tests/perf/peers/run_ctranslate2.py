@@ -3,15 +3,13 @@ run to its longest output. What is computed beyond a request's own output is thr
 
 import json
 import time
-from importlib.metadata import version
 from pathlib import Path
 
 import ctranslate2
 
-from pllm.runtime.bench.processes import process_age
-from pllm.runtime.bench.workload import Workload, WorkloadRequest, warmup
+from pllm.runtime.bench.workload import Workload, WorkloadRequest
 
-from .worker import Job, Pass, answer
+from .worker import Job, Pass, work
 
 _ARITHMETIC = {"f32": "float32", "int8": "int8_float32"}
 
@@ -64,17 +62,7 @@ class CTranslate2:
 
 def main() -> None:
     job = Job.parse(list(_ARITHMETIC))
-    engine = CTranslate2(job)
-    ready = process_age()
-    versions = {"ctranslate2": version("ctranslate2")}
-    if job.cold:
-        found = engine.run(job.workload)
-        assert found.first is not None
-        first_token = process_age() - (found.makespan - found.first)
-        answer([], versions, cold_ready=ready, cold_first_token=first_token)
-    else:
-        engine.run(warmup(job.vocab_size))
-        answer([engine.run(job.workload) for _ in range(job.reps)], versions)
+    work(job, "ctranslate2", CTranslate2(job).run)
 
 
 if __name__ == "__main__":

@@ -9,16 +9,14 @@ import ctypes
 import sys
 import time
 from collections import deque
-from importlib.metadata import version
 from typing import Any
 
 import llama_cpp
 import numpy as np
 
-from pllm.runtime.bench.processes import process_age
-from pllm.runtime.bench.workload import Workload, WorkloadRequest, warmup
+from pllm.runtime.bench.workload import Workload, WorkloadRequest
 
-from .worker import Job, Pass, answer
+from .worker import Job, Pass, work
 
 _BATCH = 512  # tokens of one step
 _CONTEXT = 512  # tokens of one sequence
@@ -115,17 +113,7 @@ class LlamaCpp:
 
 def main() -> None:
     job = Job.parse(["f32", "q8_0", "q4_0"])
-    engine = LlamaCpp(job)
-    ready = process_age()
-    versions = {"llama-cpp-python": version("llama-cpp-python")}
-    if job.cold:
-        found = engine.run(job.workload)
-        assert found.first is not None
-        first_token = process_age() - (found.makespan - found.first)
-        answer([], versions, cold_ready=ready, cold_first_token=first_token)
-    else:
-        engine.run(warmup(job.vocab_size))
-        answer([engine.run(job.workload) for _ in range(job.reps)], versions)
+    work(job, "llama-cpp-python", LlamaCpp(job).run)
 
 
 if __name__ == "__main__":

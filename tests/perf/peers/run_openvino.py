@@ -4,16 +4,14 @@ Weights as the model was exported (float16, int8 or int4); arithmetic and KV cac
 """
 
 import time
-from importlib.metadata import version
 
 import numpy as np
 import openvino
 import openvino_genai
 
-from pllm.runtime.bench.processes import process_age
-from pllm.runtime.bench.workload import Workload, warmup
+from pllm.runtime.bench.workload import Workload
 
-from .worker import Job, Pass, answer
+from .worker import Job, Pass, work
 
 _STEP_TOKENS = 2048
 _CACHE_GB = 2  # 16 sequences of 512 tokens take 1.9 GB in float32
@@ -59,17 +57,7 @@ class OpenVino:
 
 def main() -> None:
     job = Job.parse(["f16", "int8", "int4"])
-    engine = OpenVino(job)
-    ready = process_age()
-    versions = {"openvino-genai": version("openvino-genai")}
-    if job.cold:
-        found = engine.run(job.workload)
-        assert found.first is not None
-        first_token = process_age() - (found.makespan - found.first)
-        answer([], versions, cold_ready=ready, cold_first_token=first_token)
-    else:
-        engine.run(warmup(job.vocab_size))
-        answer([engine.run(job.workload) for _ in range(job.reps)], versions)
+    work(job, "openvino-genai", OpenVino(job).run)
 
 
 if __name__ == "__main__":

@@ -8,13 +8,14 @@ import argparse
 import json
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 
-from pllm.runtime.bench.processes import ProcessMemory
-from pllm.runtime.bench.workload import Workload
+from pllm.runtime.bench.processes import ProcessMemory, process_age
+from pllm.runtime.bench.workload import Workload, warmup
 
-__all__ = ["Job", "Pass", "answer"]
+__all__ = ["Job", "Pass", "answer", "work"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,20 @@ class Pass:
         if self.first is None or len(self.token_ids) > 1:
             return {"output_rate": count / self.makespan}
         return {"first_token": self.first, "decode_rate": (count - 1) / (self.makespan - self.first)}
+
+
+def work(job: Job, package: str, run: Callable[[Workload], Pass]) -> None:
+    """Do the job with an engine that has just been opened, from ``package``, and answer."""
+    ready = process_age()
+    versions = {package: version(package)}
+    if job.cold:
+        found = run(job.workload)
+        assert found.first is not None
+        first_token = process_age() - (found.makespan - found.first)
+        answer([], versions, cold_ready=ready, cold_first_token=first_token)
+    else:
+        run(warmup(job.vocab_size))
+        answer([run(job.workload) for _ in range(job.reps)], versions)
 
 
 def answer(passes: Sequence[Pass], versions: dict[str, str], **more: float) -> None:

@@ -1,6 +1,6 @@
 """A checkpoint of the Qwen3 family as llama.cpp reads it: GGUF, no vocabulary.
 
-    python -m peers.gguf_checkpoint CHECKPOINT TARGET f32|q8_0|q4_0
+    python -m peers.llama_cpp_checkpoint CHECKPOINT TARGET f32|q8_0|q4_0
 
 Prompts are token ids, so the file has no tokenizer: llama.cpp is spared reading one. Quantised files are made from the
 one in float32 by llama.cpp itself, the embeddings (which are the head too) in the same form as everything else.
@@ -46,7 +46,7 @@ def write(checkpoint: Path, target: Path) -> None:
         raise SystemExit("config.json names no rope_theta")
     layers = config["num_hidden_layers"]
     names = get_tensor_name_map(MODEL_ARCH.QWEN3, layers)
-    partial = target.with_suffix(".partial")
+    partial = target.with_name(target.name + ".partial")
     writer = GGUFWriter(partial, "qwen3")
     writer.add_file_type(LlamaFileType.ALL_F32)
     writer.add_block_count(layers)
@@ -80,7 +80,7 @@ def quantize(source: Path, target: Path, file_type: str) -> None:
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype = {"q8_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0, "q4_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0}[file_type]
     params.pure = True
-    partial = target.with_suffix(".partial")
+    partial = target.with_name(target.name + ".partial")
     if llama_cpp.llama_model_quantize(str(source).encode(), str(partial).encode(), ctypes.byref(params)) != 0:
         raise SystemExit(f"llama.cpp cannot quantise to {file_type}")
     partial.replace(target)
@@ -88,7 +88,7 @@ def quantize(source: Path, target: Path, file_type: str) -> None:
 
 if __name__ == "__main__":
     checkpoint, target, file_type = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
-    wide = target.with_name(target.name.replace(f"{file_type}.gguf", "f32.gguf"))
+    wide = target.with_name(target.name.removesuffix(file_type) + "f32")
     if not wide.is_file():
         write(checkpoint, wide)
     if file_type != "f32":
