@@ -31,7 +31,8 @@ LOGIT_ROWS = 64
 
 
 class EngineCore:
-    """An open artifact: its `manifest`, the memory `plan`, the `model_runner`, and the `engine` that drives it."""
+    """An open artifact: its `manifest` and measured `latencies`, the memory `plan`, the `model_runner`, and the
+    `engine` that drives it."""
 
     def __init__(
         self,
@@ -41,10 +42,12 @@ class EngineCore:
         *,
         model_runner: ModelRunner,
         settle: Callable[[], None],
+        latencies: Latencies,
         resources: ExitStack,
         notices: tuple[str, ...] = (),
     ) -> None:
         self.manifest = manifest
+        self.latencies = latencies
         self.plan = plan
         self.engine = engine
         self.model_runner = model_runner
@@ -136,6 +139,7 @@ class EngineCore:
                 engine,
                 model_runner=runner,
                 settle=settled,
+                latencies=latencies,
                 resources=resources.pop_all(),
                 notices=tuple(notice for notice in (plan.notice, *notices) if notice is not None),
             )

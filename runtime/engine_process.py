@@ -53,6 +53,8 @@ class Core(Protocol):
 
     engine: Engine
     manifest: "Manifest"
+    latencies: Latencies
+    notices: tuple[str, ...]
 
     def close(self) -> None: ...
 
@@ -159,6 +161,7 @@ def describe(core: Core, open_seconds: float) -> EngineInfo:
         enable_prefix_caching=config.enable_prefix_caching,
         open_seconds=open_seconds,
         grammars=() if core.manifest.grammars is None else core.manifest.grammars.files,
+        notices=core.notices,
     )
 
 
@@ -181,16 +184,14 @@ def main(arguments: list[str]) -> int:
     die_with_parent(int(parent_pid))
     with socket.socket(fileno=int(file_descriptor)) as connection:
         try:
-            told = msgspec.json.decode(options, type=EngineOptions)
-            core = open_core(told)
+            core = open_core(msgspec.json.decode(options, type=EngineOptions))
         except PllmError as error:
             send_event(connection, Failed(str(error), error.exit_code, permanent=True))
             return error.exit_code
         except Exception as error:
             return fail(connection, error)
         try:
-            if hasattr(core.manifest, "latency"):  # an engine that a test puts in has none
-                core.engine.compare_with(Latencies.read(Path(told.artifact) / core.manifest.latency).rows)
+            core.engine.compare_with(core.latencies.rows)
             gc.collect()
             gc.freeze()  # what the start has made lives as long as the process: no later collection walks it
             send_event(connection, Ready(describe(core, time.monotonic() - started), core.engine.stats()))

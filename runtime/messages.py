@@ -71,6 +71,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     enable_prefix_caching: bool
     open_seconds: float
     grammars: tuple[str, ...] = ()  # files of the artifact, as its manifest lists them
+    notices: tuple[str, ...] = ()  # `EngineCore.notices`
 
 
 class Submit(msgspec.Struct, frozen=True, tag=True):

@@ -124,6 +124,8 @@ class Service:
     def _engine_ready(self, info: EngineInfo) -> None:
         if self._text is None:
             return  # open_text goes on from here
+        for notice in info.notices:
+            _LOG.info("%s", notice)
         forms = shipped_forms(self._artifact, info.grammars)
         self._grammars.trust(forms.values())
         model = ServedModel(

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from pllm.runtime import errors
 from pllm.runtime.engine import Engine
 from pllm.runtime.grammar_store import GrammarStore
+from pllm.runtime.latencies import Latencies
 from pllm.runtime.scheduler import Scheduler
 from pllm.runtime.scheduler_config import SchedulerConfig
 from pllm.runtime.step import (
@@ -78,6 +79,9 @@ def logprobs_of(token: int) -> TokenLogprobs:
 
 
 class FakeCore:
+    latencies = Latencies(())
+    notices = ("this is a parrot",)
+
     def __init__(self, artifact: Path, config: SchedulerConfig) -> None:
         forms = tuple(f"grammars/{path.name}" for path in artifact.glob("grammars/*"))
         self.manifest = SimpleNamespace(

@@ -230,6 +230,10 @@ class TestLog:
         assert (line["request_id"], line["level"]) == ("mine-2", "warning")
         assert not any(line["message"] == "request" for line in self.lines_of(server))
 
+    def test_what_the_engine_has_to_say_when_it_opens(self, start: StartServer) -> None:
+        messages = [line["message"] for line in self.lines(start("--log-format", "json").wait_ready())]
+        assert messages.count("this is a parrot") == 1
+
     def lines_of(self, server: Server) -> list[dict[str, Any]]:
         return [json.loads(line) for line in server.log if line.startswith("{")]
 

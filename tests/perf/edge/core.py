@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from pllm.runtime.engine import Engine
+from pllm.runtime.latencies import Latencies
 from pllm.runtime.scheduler import Scheduler
 from pllm.runtime.scheduler_config import SchedulerConfig
 from pllm.runtime.step import SampledToken, SchedulerOutput, StepResult
@@ -33,6 +34,8 @@ class _Core:
     """What an engine process opens."""
 
     manifest = SimpleNamespace(name="at-once", provenance=SimpleNamespace(checkpoint="tests/at-once"), grammars=None)
+    latencies = Latencies(())
+    notices = ()
 
     def __init__(self, config: SchedulerConfig) -> None:
         self.engine = Engine(Scheduler(config), _AtOnce(float(os.environ.get("PLLM_EDGE_STEP", "0"))))
