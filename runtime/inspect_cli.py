@@ -6,7 +6,8 @@ from rich.console import Console
 from rich.table import Table
 
 from pllm.runtime.artifact import MANIFEST, Artifact
-from pllm.runtime.manifest import Manifest, ProgramInfo
+from pllm.runtime.gpu import version_text
+from pllm.runtime.manifest import GpuRequires, Manifest, ProgramInfo
 from pllm.runtime.memory import format_bytes
 
 __all__ = ["add_arguments", "main"]
@@ -28,6 +29,8 @@ def main(arguments: Namespace) -> int:
     console.print(_facts("model", _model(manifest)))
     for program in manifest.programs:
         console.print(_program(program))
+    if manifest.requires.gpu is not None:
+        console.print(_kernels(manifest.requires.gpu))
     console.print(_facts("memory", _memory(manifest)))
     console.print(_facts("engine, as built", {name: str(value) for name, value in _engine(manifest).items()}))
     console.print(_facts("certificate", _certificate(manifest)))
@@ -46,7 +49,7 @@ def _facts(title: str, facts: dict[str, str]) -> Table:
 
 def _identity(manifest: Manifest) -> dict[str, str]:
     origin, needs = manifest.provenance, manifest.requires
-    return {
+    facts = {
         "name": manifest.name,
         "made from": f"{origin.recipe}: {origin.checkpoint}" + (f" at {origin.revision}" if origin.revision else ""),
         "made by": f"pllm {origin.pllm}, transformers {origin.transformers}",
@@ -54,6 +57,10 @@ def _identity(manifest: Manifest) -> dict[str, str]:
         "requires": f"{needs.device} on {needs.machine}, torch {needs.torch}, glibc {needs.glibc} or later",
         "instruction sets": ", ".join(needs.isa) or "the baseline",
     }
+    if needs.gpu is not None:
+        driver = f"a driver for CUDA {version_text(needs.gpu.cuda)} or later"
+        facts["GPU"] = f"{needs.gpu.sm}, {driver}; tuned on {needs.gpu.name}"
+    return facts
 
 
 def _model(manifest: Manifest) -> dict[str, str]:
@@ -79,6 +86,18 @@ def _program(program: ProgramInfo) -> Table:
     table.add_section()
     for name, extent in program.dims.items():
         table.add_row("dim", name, "", f"{extent.min} to {extent.max}")
+    return table
+
+
+def _kernels(gpu: GpuRequires) -> Table:
+    table = Table(title="kernels' configurations, as chosen at build", title_justify="left")
+    for column in ("kernel", "for", "configuration"):
+        table.add_column(column, overflow="fold")
+    table.add_column("us", justify="right")
+    for choice in gpu.kernels:
+        values = ", ".join(f"{name} {value}" for name, value in choice.values.items())
+        took = "as shipped" if choice.us is None else f"{choice.us:.1f}"
+        table.add_row(choice.kernel, " x ".join(map(str, choice.shape)), values, took)
     return table
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from pllm.cli import main
 from pllm.runtime import check_cli
 from pllm.runtime.artifact import Artifact
 from pllm.runtime.errors import ArtifactDamagedError, ArtifactMismatchError, DoesNotFitError
@@ -123,6 +124,21 @@ def test_a_gpu_artifact_without_a_gpu_is_damaged(artifact_path: Path) -> None:
     rewrite(artifact_path, lambda d: d["requires"].update({"device": "cuda"}))  # type: ignore[attr-defined]
     with pytest.raises(ArtifactDamagedError, match=r"requires\.gpu"):
         Artifact.read(artifact_path)
+
+
+def test_inspect_shows_the_gpu_and_how_each_kernel_was_chosen(
+    artifact_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    choices = [
+        {"kernel": "decode_attention", "shape": [128, 2], "values": {"block_n": 64, "num_warps": 4}, "us": 12.34},
+        {"kernel": "small_linear", "shape": [4096, 1024, 8], "values": {"block_n": 32}, "us": None},
+    ]
+    gpu_path = for_cuda(artifact_path)
+    rewrite(gpu_path, lambda d: d["requires"]["gpu"].update({"kernels": choices}))  # type: ignore[attr-defined]
+    assert main(["inspect", str(gpu_path)]) == 0
+    out = capsys.readouterr().out
+    for text in ("sm_90, a driver for CUDA 13.0", "128 x 2", "block_n 64, num_warps 4", "12.3", "as shipped"):
+        assert text in out
 
 
 def test_check_plans_with_the_gpus_memory(
