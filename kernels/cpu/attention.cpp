@@ -57,6 +57,10 @@ PLLM_INLINE void narrow(const float* from, uint16_t* to, int64_t n) {
   for (int64_t i = 0; i < n; i++) to[i] = to_bfloat16(from[i]);
 }
 template <class T>
+constexpr bool kMixes = false;  // whether load_two changes the order of elements
+template <>
+constexpr bool kMixes<uint16_t> = true;
+template <class T>
 constexpr bool kScaled = false;  // whether the pool has a scale beside each key and value
 template <>
 constexpr bool kScaled<int8_t> = true;
@@ -167,7 +171,7 @@ PLLM_INLINE void weighted_values(const float* s, const T* const* row, int64_t of
   PLLM_UNROLL for (int r = 0; r < R; r++) PLLM_UNROLL for (int l = 0; l < 2 * C; l++) acc[r][l] = zero();
   for (int64_t i = 0; i < keys; i++) {
     const T* value = row[i] + offset + d;
-    prefetch(row[i + kAheadKeys] + offset, bytes);
+    if (bytes) prefetch(row[least(i + kAheadKeys, keys - 1)] + offset, bytes);
     vf x[2 * C];
     PLLM_UNROLL for (int l = 0; l < C; l++) load_two(value + l * 2 * kLanes, &x[2 * l], &x[2 * l + 1]);
     PLLM_UNROLL for (int r = 0; r < R; r++) {
@@ -192,28 +196,32 @@ void decode_span(const Call& c, const Item& item, int64_t row, float* work) {
   const float* from = a.q + (a.query_start[item.sequence] + item.token0) * a.q_strides[0] +
                       (item.kv_head * c.group + row) * a.q_strides[1];
   for (int r = 0; r < R; r++, from += a.q_strides[1]) {
+    if constexpr (!kMixes<T>) {
+      for (int64_t d = 0; d < D; d += kLanes) store(q + r * D + d, mul(load(from + d), set1(a.scale)));
+      continue;
+    }
     for (int64_t d = 0; d < pairs; d += 2 * kLanes)
       for (int i = 0; i < 2 * kLanes; i++) q[r * D + d + place_of((const T*)nullptr, i)] = from[d + i] * a.scale;
     for (int64_t d = pairs; d < D; d++) q[r * D + d] = from[d] * a.scale;
   }
 
-  // Where each key lies; its value lies `to_value` further. Past the end: the last key again.
+  // Where each key lies; its value lies `to_value` further. Up to whole vectors of scores the last key again; then, for they are only
+  // asked for ahead, the first values. Scales are asked for here, and read when the scores are there.
   const T* key[kSpan + kAheadKeys];
-  float key_scale[kScaled<T> ? kSpan : 1], value_scale[kScaled<T> ? kSpan : 1];
   const int64_t to_value = a.kv_heads * plane_of<T>(a);
-  Cursor<T> cursor = Cursor<T>::at(a, item.sequence, item.kv_head, 0, item.key0);
+  const Cursor<T> first = Cursor<T>::at(a, item.sequence, item.kv_head, 0, item.key0);
+  Cursor<T> cursor = first;
   for (int64_t i = 0; i < keys; i++) {
     key[i] = cursor.here();
-    if constexpr (kScaled<T>) {
-      key_scale[i] = *cursor.scale();
-      value_scale[i] = *(const float*)((const T*)cursor.scale() + to_value);
-    }
     if (i < kAheadKeys) prefetch(key[i], bytes);
+    if (kScaled<T> && (i == 0 || cursor.offset == 0)) {
+      prefetch(cursor.scale(), sizeof(float) * a.block_size);
+      prefetch((const T*)cursor.scale() + to_value, sizeof(float) * a.block_size);
+    }
     if (i + 1 < keys) cursor.next();
   }
-  for (int64_t i = keys; i < padded_keys + kAheadKeys; i++) key[i] = key[keys - 1];
-  if constexpr (kScaled<T>)
-    for (int64_t i = keys; i < padded_keys; i++) key_scale[i] = key_scale[keys - 1], value_scale[i] = 0;
+  for (int64_t i = keys; i < padded_keys; i++) key[i] = key[keys - 1];
+  for (int64_t i = 0; i < kAheadKeys; i++) key[padded_keys + i] = key[least(i, keys - 1)] + to_value;
 
   constexpr int J = R <= 2 ? 4 : 2;  // keys at a time: R*J accumulators
   for (int64_t i = 0; i < padded_keys; i += kLanes) {
@@ -238,17 +246,25 @@ void decode_span(const Call& c, const Item& item, int64_t row, float* work) {
       }
       PLLM_UNROLL for (int r = 0; r < R; r++) PLLM_UNROLL for (int l = 0; l < J; l++) dot[r][j + l] = acc[r][l];
     }
-    PLLM_UNROLL for (int r = 0; r < R; r++) {
-      const vf sums = sum_each(dot[r]);
-      if constexpr (kScaled<T>) store(s + r * kSpan + i, mul(sums, load(key_scale + i)));
-      else store(s + r * kSpan + i, sums);
-    }
+    PLLM_UNROLL for (int r = 0; r < R; r++) store(s + r * kSpan + i, sum_each(dot[r]));
   }
 
-  for (int64_t i = 0; i < least(keys, kAheadKeys); i++) prefetch(key[i] + to_value, bytes);
+  float key_scale[kScaled<T> ? kSpan : 1], value_scale[kScaled<T> ? kSpan : 1];
+  if constexpr (kScaled<T>) {
+    cursor = first;
+    for (int64_t i = 0; i < keys;) {  // a block's scales lie beside each other
+      const int64_t run = least(keys - i, a.block_size - cursor.offset);
+      memcpy(key_scale + i, cursor.scale(), sizeof(float) * run);
+      memcpy(value_scale + i, (const T*)cursor.scale() + to_value, sizeof(float) * run);
+      i += run, cursor.index++, cursor.offset = 0;
+    }
+    for (int64_t i = keys; i < padded_keys; i++) key_scale[i] = key_scale[keys - 1], value_scale[i] = 0;
+  }
   float maximum[R], sum[R];
   for (int r = 0; r < R; r++) {
     float* row_s = s + r * kSpan;
+    if constexpr (kScaled<T>)
+      for (int64_t i = 0; i < padded_keys; i += kLanes) store(row_s + i, mul(load(row_s + i), load(key_scale + i)));
     if (a.softcap > 0) soft_cap(row_s, padded_keys, a.softcap);
     vf top = set1(-INFINITY);
     for (int64_t i = 0; i < padded_keys; i += kLanes) top = max(top, load(row_s + i));  // the padding repeats the last key
@@ -286,6 +302,10 @@ void decode_span(const Call& c, const Item& item, int64_t row, float* work) {
   float* natural = o + R * c.padded;
   for (int r = 0; r < R; r++) {
     const float* mixed = o + r * c.padded;
+    if constexpr (!kMixes<T>) {
+      emit(c, item, row + r, maximum[r], sum[r], mixed);
+      continue;
+    }
     for (d = 0; d < pairs; d += 2 * kLanes)
       for (int i = 0; i < 2 * kLanes; i++) natural[d + i] = mixed[d + place_of((const T*)nullptr, i)];
     for (d = pairs; d < D; d++) natural[d] = mixed[d];
