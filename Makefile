@@ -24,6 +24,9 @@ PEERS_FORMS_float32 := bf16 float32
 PEERS_FORMS_int8 := int8
 PEERS_FORMS_int4 := int4
 PEERS_FORMS = $(PEERS_FORMS_$(PRECISION))
+# A narrow KV cache beside narrow weights; no longer a sequence than the peers are given room for.
+PEERS_SET_int8 := --set quantization.kv=int8 --set engine.max_model_len=512
+PEERS_SET_int4 := $(PEERS_SET_int8)
 PEERS_FLAGS ?=
 SERVER_FLAGS ?=
 LLAMA_ENV := .venv-peers/llama-cpp
@@ -134,7 +137,7 @@ bench-server: venv
 
 bench-peers: venv
 	for form in $(PEERS_FORMS); do $(BIN)/pllm build $(PEERS_RECIPE) --set quantization.weights=$$form \
-		--output $(PEERS_ARTIFACT)-$$form || exit; done
+		$(PEERS_SET_$(PRECISION)) --output $(PEERS_ARTIFACT)-$$form || exit; done
 	PYTHONSAFEPATH=1 PYTHONPATH=tests/perf $(BIN)/python -m peers --checkpoint $(PEERS_RECIPE) --precision $(PRECISION) \
 		$(foreach form,$(PEERS_FORMS),--artifact 'pllm $(form)=$(PEERS_ARTIFACT)-$(form)') $(PEERS_FLAGS)
 
