@@ -25,7 +25,8 @@ from pllm.build.pipeline import Build
 from pllm.build.progress import StageProgress
 from pllm.build.traced import Traced, value
 from pllm.kernels.cpu.abi import ABI_VERSION
-from pllm.kernels.cpu.compile import CompilerError, build_library, refuse_full_disk
+from pllm.kernels.cpu.compile import STAND_IN_FOLDER, CompilerError, build_library, refuse_full_disk
+from pllm.kernels.cpu.sources import TORCH_STAND_IN
 from pllm.runtime.errors import BuildError
 from pllm.runtime.graphs import GRAPHS, Graphs, ProgramGraph
 from pllm.runtime.machine import Machine
@@ -67,9 +68,9 @@ _C_SHIMS = {
 def compile_programs(build: Build, progress: StageProgress) -> None:
     """One program for the CPU: tokens, sequences and blocks are dynamic. Raises BuildError where a compiler fails."""
     traced: Traced = build.exported
-    operator_library(build.staging.path(OPERATORS_LIBRARY))
+    operators = operator_library(build.staging.path(OPERATORS_LIBRARY))
     progress.say(f"operators: {OPERATORS_LIBRARY}")
-    isa, graph = compile_graph(traced, build.staging.path(_PROGRAM))
+    isa, calls_torch, graph = compile_graph(traced, build.staging.path(_PROGRAM), operators)
     document = msgspec.json.format(msgspec.json.encode(Graphs({"main": graph})), indent=1) + b"\n"
     build.staging.path(GRAPHS).write_bytes(document)
     names = traced.names()
@@ -85,11 +86,13 @@ def compile_programs(build: Build, progress: StageProgress) -> None:
             constants=tuple(
                 Constant(name=name, weight=name, shape=tuple(map(int, shapes[node]))) for node, name in names.items()
             ),
+            calls_torch=calls_torch,
         ),
     )
     here = Machine.this()
+    installed = here.torch or torch.__version__.split("+")[0]
     build.requires = Requires(
-        torch=here.torch or torch.__version__.split("+")[0],
+        torch=installed if calls_torch else None,
         device="cpu",
         machine=here.architecture,
         isa=isa,
@@ -98,7 +101,7 @@ def compile_programs(build: Build, progress: StageProgress) -> None:
     )
     progress.say(
         f"program main: {sum(graph.nodes.values())} nodes, {sum(graph.kernels.values())} kernels a step, "
-        f"{len(names)} constants, {', '.join(isa)}"
+        f"{len(names)} constants, {', '.join(isa)}, {'calls torch' if calls_torch else 'runs without torch'}"
     )
 
 
@@ -110,9 +113,9 @@ def operator_library(out: Path) -> Path:
         raise BuildError(str(error)) from error
 
 
-def compile_graph(traced: Traced, out: Path) -> tuple[tuple[str, ...], ProgramGraph]:
-    """Compile to the shared library ``out``; the CPU features that it needs, by the names of ``/proc/cpuinfo``, and the
-    record of what was compiled."""
+def compile_graph(traced: Traced, out: Path, operators: Path) -> tuple[tuple[str, ...], bool, ProgramGraph]:
+    """Compile to the shared library ``out``, which calls ``operators``; the CPU features that it needs, by the names of
+    ``/proc/cpuinfo``, whether it calls torch, and the record of what was compiled."""
     shims = {}
     for name, arguments in _C_SHIMS.items():
         operator = getattr(torch.ops.pllm, name).default
@@ -145,7 +148,8 @@ def compile_graph(traced: Traced, out: Path) -> tuple[tuple[str, ...], ProgramGr
             lines = str(error).strip().splitlines()
             raise BuildError(f"AOTInductor cannot compile this graph: {lines[0] if lines else error!r}") from error
         graph = record(traced.graph, (Path(scratch) / "model.wrapper.cpp").read_text(encoding="utf-8").splitlines())
-        return _compile_sources(Path(scratch), sources, out), graph
+        isa, calls_torch = _compile_sources(Path(scratch), sources, out, operators.absolute())
+        return isa, calls_torch, graph
 
 
 def _write_sources(traced: Traced, options: dict[str, Any]) -> list[Path]:
@@ -161,25 +165,48 @@ def _write_sources(traced: Traced, options: dict[str, Any]) -> list[Path]:
     return [path for path in map(Path, map(str, written)) if path.suffix in (".cpp", ".o")]
 
 
-def _compile_sources(folder: Path, sources: Sequence[Path], out: Path) -> tuple[str, ...]:
+def _compile_sources(folder: Path, sources: Sequence[Path], out: Path, operators: Path) -> tuple[tuple[str, ...], bool]:
     flags = json.loads((folder / "model.wrapper_compile_flags.json").read_text(encoding="utf-8"))
     vector = [flag for text in flags["passthrough_args"] for flag in text.split() if flag.startswith("-m")]
-    command = [_compiler(flags["compiler"]), "-shared", "-march=x86-64-v3", *vector]
+    compiler = _compiler(flags["compiler"])
+    command = [compiler, "-c", "-march=x86-64-v3", *vector]
     command += [f"-{flag}" for flag in flags["cflags"] if flag not in _LEFT_OUT]
     command += [f"-D{name.strip()}" for name in flags["definitions"]]
     command += ["-I", str(_TORCH_INCLUDE), "-I", str(_TORCH_INCLUDE / "torch/csrc/api/include")]
-    command += [f"-ffile-prefix-map={_TORCH_INCLUDE}=torch", "-w", "-Wl,--build-id=none"]
-    command += sorted(str(path.relative_to(folder)) for path in sources)
-    # libtorch is loaded before the program, by its own path: no search path belongs into the library.
-    command += ["-L", str(Path(torch.__file__).parent / "lib"), "-ltorch_cpu", "-lgomp", "-o", str(out)]
+    command += [f"-ffile-prefix-map={_TORCH_INCLUDE}=torch", "-w"]
+    for name in (*TORCH_STAND_IN, "torch_tensors.h"):
+        shutil.copy(STAND_IN_FOLDER / name, folder)
+    written = sorted(path.relative_to(folder) for path in sources)
+    complaint = _run([*command, *(str(path) for path in written if path.suffix == ".cpp")], folder)
+    complaint = complaint or _run([*command, "-fvisibility=hidden", *TORCH_STAND_IN], folder)
+    if complaint:
+        raise BuildError("the C++ that Inductor wrote does not compile:\n" + complaint)
+    link = [
+        compiler,
+        "-shared",
+        "-Wl,--build-id=none",
+        *(str(path) if path.suffix == ".o" else f"{path.stem}.o" for path in written),
+    ]
+    stand_in = [Path(name).with_suffix(".o").name for name in TORCH_STAND_IN]
+    # Where the operators and the stand-in are all that it calls, nothing is missing when they are there.
+    calls_torch = bool(_run([*link, *stand_in, str(operators), "-Wl,-z,defs", "-o", "tried.so"], folder))
+    # What it calls is loaded before the program, by its own path: no search path belongs into the library.
+    torch_library = ["-L", str(Path(torch.__file__).parent / "lib"), "-ltorch_cpu", "-lgomp"]
+    if complaint := _run([*link, *(torch_library if calls_torch else stand_in), "-o", str(out)], folder):
+        raise BuildError("the C++ that Inductor wrote cannot be linked:\n" + complaint)
+    features = [re.sub("^-m", "", flag) for flag in vector]
+    return tuple(sorted({*_X86_64_V3, *(_CPUINFO.get(name, name) for name in features)})), calls_torch
+
+
+def _run(command: list[str], folder: Path) -> str:
+    """What the compiler or the linker complains of, its first lines; empty where it did what it should."""
     done = subprocess.run(
         command, cwd=folder, capture_output=True, text=True, check=False, env={**os.environ, "LC_ALL": "C"}
     )
-    if done.returncode:
-        refuse_full_disk(done.stderr)
-        raise BuildError("the C++ that Inductor wrote does not compile:\n" + "\n".join(done.stderr.splitlines()[:20]))
-    features = [re.sub("^-m", "", flag) for flag in vector]
-    return tuple(sorted({*_X86_64_V3, *(_CPUINFO.get(name, name) for name in features)}))
+    if not done.returncode:
+        return ""
+    refuse_full_disk(done.stderr)
+    return "\n".join(done.stderr.splitlines()[:20]) or f"{command[0]} ended with status {done.returncode}"
 
 
 def _compiler(name: str) -> str:

@@ -163,12 +163,12 @@ def build_artifact(
 def provenance(recipe: Recipe, checkpoint: Checkpoint) -> Provenance:
     """What an artifact of this resolved recipe and checkpoint, built by this pllm, says it was made from.
 
-    Raises UserInputError where transformers is not installed.
+    Raises UserInputError where transformers or torch is not installed.
     """
     try:
-        transformers = metadata.version("transformers")
-    except metadata.PackageNotFoundError:
-        raise UserInputError("pllm build needs transformers: pip install 'pllm[build]'") from None
+        transformers, torch = metadata.version("transformers"), metadata.version("torch")
+    except metadata.PackageNotFoundError as error:
+        raise UserInputError(f"pllm build needs {error.name}: pip install 'pllm[build]'") from None
     return Provenance(
         recipe=recipe.origin,
         recipe_sha256=recipe.fingerprint,
@@ -178,6 +178,7 @@ def provenance(recipe: Recipe, checkpoint: Checkpoint) -> Provenance:
         pllm=pllm.__version__,
         builder_sha256=builder_fingerprint(),
         transformers=transformers,
+        torch=torch.split("+")[0],
     )
 
 

@@ -111,7 +111,8 @@ def rehearsal(spec: RehearsalSpec) -> Iterator[Rehearsal]:
     operators = [directory / name for name in spec.operators]
     num_blocks = spec.max_num_seqs * -(-_CONTEXT // block) + -(-spec.max_model_len // block)
     with ExitStack() as resources:
-        load_torch()
+        if spec.program.calls_torch:
+            load_torch()
         library = CpuLibrary.open(operators[0])
         library.set_num_threads(spec.num_threads)
         files = [directory / name for name in spec.weights]

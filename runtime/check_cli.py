@@ -35,7 +35,8 @@ def main(arguments: Namespace) -> int:
     if reason is not None:
         raise ArtifactMismatchError(f"{artifact.directory} cannot run here: {reason}")
     where = f"{cpu_count()} cores" if machine.gpu is None else f"{machine.gpu.name} ({machine.gpu.sm})"
-    console.print(f"runs here: torch {artifact.manifest.requires.torch}, {where}")
+    needed = artifact.manifest.requires.torch
+    console.print(f"runs here: {f'torch {needed}' if needed else 'without torch'}, {where}")
     tuning = tuning_notice(artifact.manifest, machine)
     if tuning is not None:
         console.print(f"note: {tuning}", soft_wrap=True)

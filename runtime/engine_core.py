@@ -169,8 +169,9 @@ def _open_on_cpu(
     manifest = opened.manifest
     info = manifest.program(_PROGRAM)
     operators = [opened.path(name) for name in manifest.operators]
-    load_torch()
-    told("torch")
+    if info.calls_torch:
+        load_torch()
+        told("torch")
     try:
         library = CpuLibrary.open(operators[0])
     except OperatorError as error:

@@ -49,12 +49,13 @@ def _facts(title: str, facts: dict[str, str]) -> Table:
 
 def _identity(manifest: Manifest) -> dict[str, str]:
     origin, needs = manifest.provenance, manifest.requires
+    torch = "no torch" if needs.torch is None else f"torch {needs.torch}"
     facts = {
         "name": manifest.name,
         "made from": f"{origin.recipe}: {origin.checkpoint}" + (f" at {origin.revision}" if origin.revision else ""),
-        "made by": f"pllm {origin.pllm}, transformers {origin.transformers}",
+        "made by": f"pllm {origin.pllm}, transformers {origin.transformers}, torch {origin.torch}",
         "format": str(manifest.format_version),
-        "requires": f"{needs.device} on {needs.machine}, torch {needs.torch}, glibc {needs.glibc} or later",
+        "requires": f"{needs.device} on {needs.machine}, {torch}, glibc {needs.glibc} or later",
         "instruction sets": ", ".join(needs.isa) or "the baseline",
     }
     if needs.gpu is not None:

@@ -37,7 +37,7 @@ __all__ = [
     "tuning_notice",
 ]
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Raised whenever an older runtime would misread, or a newer one could not read, what is written."""
 
 Count = Annotated[int, msgspec.Meta(ge=0, lt=2**62)]
@@ -73,8 +73,8 @@ class GpuRequires(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 class Requires(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
     """What a machine must have, exactly or at least, for the native code inside to run."""
 
-    torch: str
-    """Exactly this torch, without its local part: ``2.13.0``."""
+    torch: str | None
+    """Exactly this torch, without its local part: ``2.13.0``; None where no program calls it."""
     device: str
     """``cpu`` or ``cuda``."""
     machine: str
@@ -93,6 +93,8 @@ class Requires(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             raise ValueError(f"requires.device {self.device!r} is neither cpu nor cuda")
         if (self.device == "cuda") != (self.gpu is not None):
             raise ValueError("requires.gpu belongs to the device cuda, and only to that")
+        if self.device == "cuda" and self.torch is None:
+            raise ValueError("requires.torch is missing, and programs for CUDA need it")
 
 
 class Provenance(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -111,6 +113,8 @@ class Provenance(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     builder_sha256: Sha256
     """Of pllm's own sources, as far as they decide what is in an artifact."""
     transformers: str
+    torch: str
+    """Which compiled it, without its local part."""
 
 
 class ModelInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -163,6 +167,8 @@ class ProgramInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
     constants: tuple[Constant, ...]
+    calls_torch: bool = True
+    """Whether it needs torch's C library beside the operators. Its tensors are torch's then, else the operators'."""
 
     def __post_init__(self) -> None:
         for tensor in (*self.inputs, *self.outputs):
@@ -323,7 +329,7 @@ def mismatch(manifest: Manifest, machine: Machine) -> str | None:
     if _version(machine.glibc) < _version(needs.glibc):
         have = f"glibc {machine.glibc}" if machine.glibc else "another C library"
         return f"it needs glibc {needs.glibc} or later, and this system has {have}; {again}"
-    if needs.torch != machine.torch:
+    if needs.torch is not None and needs.torch != machine.torch:
         have = f"torch {machine.torch} is installed" if machine.torch else "torch is not installed"
         return f"it is built for torch {needs.torch}, and {have}; pip install torch=={needs.torch}, or {again}"
     if needs.operators not in (None, ABI_VERSION):

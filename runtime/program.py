@@ -1,8 +1,9 @@
 """A compiled program: the only file that knows AOTInductor.
 
 A program is a shared library with AOTInductor's C interface (torch/csrc/inductor/aoti_runtime/interface.h). It calls
-torch's C functions, found in libtorch_cpu, and our operators, found in the operator library. Python's torch is not
-imported: that takes seconds, and nothing of it is needed.
+our operators, found in the operator library, and brings what it needs of torch along; or it calls torch's C functions,
+found in libtorch_cpu, where the stand-in (`kernels/cpu/torch_tensors.cpp`) does not have all of them. Python's torch is
+not imported: that takes seconds, and nothing of it is needed.
 """
 
 import ctypes
@@ -10,7 +11,7 @@ import os
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,17 +49,19 @@ _CONSTANT_ALIGNMENT = 64
 _handle = ctypes.c_void_p
 _handles = ctypes.POINTER(ctypes.c_void_p)
 _sizes = ctypes.POINTER(ctypes.c_int64)
-_TORCH: dict[str, tuple[Any, ...]] = {
-    "aoti_torch_create_tensor_from_blob": (
+_OURS, _TORCHS = "pllm_tensors_", "aoti_torch_"
+"""How the names of the functions for tensors begin, in the operator library and in libtorch_cpu."""
+_TENSORS: dict[str, tuple[Any, ...]] = {
+    "create_tensor_from_blob": (
         *(_handle, ctypes.c_int64, _sizes, _sizes, ctypes.c_int64),
         *(ctypes.c_int32, ctypes.c_int32, ctypes.c_int32, _handles),
     ),
-    "aoti_torch_delete_tensor_object": (_handle,),
-    "aoti_torch_get_data_ptr": (_handle, _handles),
-    "aoti_torch_get_dim": (_handle, _sizes),
-    "aoti_torch_get_dtype": (_handle, ctypes.POINTER(ctypes.c_int32)),
-    "aoti_torch_get_sizes": (_handle, ctypes.POINTER(_sizes)),
-    "aoti_torch_get_strides": (_handle, ctypes.POINTER(_sizes)),
+    "delete_tensor_object": (_handle,),
+    "get_data_ptr": (_handle, _handles),
+    "get_dim": (_handle, _sizes),
+    "get_dtype": (_handle, ctypes.POINTER(ctypes.c_int32)),
+    "get_sizes": (_handle, ctypes.POINTER(_sizes)),
+    "get_strides": (_handle, ctypes.POINTER(_sizes)),
 }
 
 
@@ -103,22 +106,32 @@ def load_torch() -> ctypes.CDLL:
     # Torch brings its own OpenMP library. Loaded first, it is the one for the operators too: one team of threads.
     libraries = [*sorted(folder.glob("libgomp*.so*")), folder / "libc10.so", folder / "libtorch_cpu.so"]
     try:
-        handle = [ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL) for path in libraries][-1]
-        for name, arguments in _TORCH.items():
-            getattr(handle, name).argtypes = arguments
-    except (OSError, AttributeError) as error:
+        return [ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL) for path in libraries][-1]
+    except OSError as error:
         raise ArtifactMismatchError(f"the installed torch cannot be loaded: {error}; install it anew") from error
-    return handle
 
 
-class _Torch:
-    """Torch's tensors, as far as a program needs them."""
+class _Tensors:
+    """Tensors as a program takes and gives them: the operator library's, or torch's."""
 
-    def __init__(self) -> None:
-        self.library = load_torch()
+    def __init__(self, library: ctypes.CDLL, prefix: str) -> None:
+        """Raises AttributeError where the library has no such functions."""
+        for name, arguments in _TENSORS.items():
+            function = getattr(library, prefix + name)
+            function.argtypes = arguments
+            setattr(self, "_" + name, function)
         names = ("float32", "bfloat16", "float16", "int64", "int32", "int8", "uint8", "bool")
-        self.dtypes = {name: int(getattr(self.library, f"aoti_torch_dtype_{name}")()) for name in names}
-        self._cpu = int(self.library.aoti_torch_device_type_cpu())
+        self.dtypes = {name: int(getattr(library, f"{prefix}dtype_{name}")()) for name in names}
+        self._cpu = int(getattr(library, f"{prefix}device_type_cpu")())
+
+    if TYPE_CHECKING:
+        _create_tensor_from_blob: Any
+        _delete_tensor_object: Any
+        _get_data_ptr: Any
+        _get_dim: Any
+        _get_dtype: Any
+        _get_sizes: Any
+        _get_strides: Any
 
     def tensor(self, address: int, shape: Sequence[int], dtype: str) -> int:
         """A handle to a contiguous tensor over memory that the caller keeps."""
@@ -128,30 +141,29 @@ class _Torch:
             strides[i] = strides[i + 1] * max(shape[i + 1], 1)
         sizes_type = ctypes.c_int64 * dim
         handle = ctypes.c_void_p()
-        failed = self.library.aoti_torch_create_tensor_from_blob(
+        failed = self._create_tensor_from_blob(
             *(address, dim, sizes_type(*shape), sizes_type(*strides), 0),
             *(self.dtypes[dtype], self._cpu, 0, ctypes.byref(handle)),
         )
         if failed or not handle.value:
-            raise PllmError(f"torch made no tensor of {dtype}{list(shape)}")
+            raise PllmError(f"no tensor was made of {dtype}{list(shape)}")
         return handle.value
 
     def delete(self, handle: int | None) -> None:
         if handle:
-            self.library.aoti_torch_delete_tensor_object(handle)
+            self._delete_tensor_object(handle)
 
     def array(self, handle: int) -> NDArray[np.float32]:
         """A view of a contiguous float32 tensor; the tensor goes with the view."""
         owner = _TensorOwner(self, handle)
         dim, dtype, address = ctypes.c_int64(), ctypes.c_int32(), ctypes.c_void_p()
         sizes, strides = _sizes(), _sizes()
-        lib = self.library
         if (
-            lib.aoti_torch_get_dim(handle, ctypes.byref(dim))
-            or lib.aoti_torch_get_dtype(handle, ctypes.byref(dtype))
-            or lib.aoti_torch_get_sizes(handle, ctypes.byref(sizes))
-            or lib.aoti_torch_get_strides(handle, ctypes.byref(strides))
-            or lib.aoti_torch_get_data_ptr(handle, ctypes.byref(address))
+            self._get_dim(handle, ctypes.byref(dim))
+            or self._get_dtype(handle, ctypes.byref(dtype))
+            or self._get_sizes(handle, ctypes.byref(sizes))
+            or self._get_strides(handle, ctypes.byref(strides))
+            or self._get_data_ptr(handle, ctypes.byref(address))
         ):
             raise PllmError("the program's output cannot be read")
         if dtype.value != self.dtypes["float32"]:
@@ -171,22 +183,22 @@ class _TensorOwner:
 
     __array_interface__: dict[str, Any]
 
-    def __init__(self, torch: _Torch, handle: int) -> None:
-        self._torch = torch
+    def __init__(self, tensors: _Tensors, handle: int) -> None:
+        self._tensors = tensors
         self._handle = handle
 
     def __del__(self) -> None:
-        self._torch.delete(self._handle)
+        self._tensors.delete(self._handle)
 
 
 class Program:
     """An opened program with its weights. One thread runs it; `close` ends it."""
 
     def __init__(
-        self, info: ProgramInfo, torch: _Torch, library: ctypes.CDLL, operators: Sequence[ctypes.CDLL]
+        self, info: ProgramInfo, tensors: _Tensors, library: ctypes.CDLL, operators: Sequence[ctypes.CDLL]
     ) -> None:
         self.info = info
-        self._torch = torch
+        self._tensors = tensors
         self._library = library
         self._operators = operators
         self._container = ctypes.c_void_p()
@@ -202,7 +214,7 @@ class Program:
         Raises ArtifactMismatchError where it cannot be loaded here, ArtifactDamagedError where the manifest, the
         program and the weights do not agree.
         """
-        torch = _Torch()
+        torch = load_torch() if info.calls_torch else None
         refuse_other_operators(operators)
         try:
             loaded = [load_library(path, ctypes.RTLD_GLOBAL) for path in operators]
@@ -211,9 +223,10 @@ class Program:
             program_library = load_library(library)
             for name, arguments in _CONTAINER.items():
                 getattr(program_library, f"AOTInductorModelContainer{name}").argtypes = arguments
+            tensors = _Tensors(loaded[0], _OURS) if torch is None else _Tensors(torch, _TORCHS)
         except (OSError, AttributeError) as error:
             raise ArtifactMismatchError(f"{library} cannot be loaded: {error}; build the artifact again") from error
-        program = cls(info, torch, program_library, loaded)
+        program = cls(info, tensors, program_library, loaded)
         try:
             program._check_interface(library)
             program._give_weights(library, weights)
@@ -231,25 +244,25 @@ class Program:
         if not self._container:
             raise PllmError(f"program {self.info.name!r} is closed")
         self._check(inputs)
-        torch, infos = self._torch, self.info.inputs
+        tensors, infos = self._tensors, self.info.inputs
         handles = (ctypes.c_void_p * len(infos))()
         try:
             for i, info in enumerate(infos):
                 array = inputs[info.name]
-                handles[i] = torch.tensor(array.ctypes.data, array.shape, info.dtype)
+                handles[i] = tensors.tensor(array.ctypes.data, array.shape, info.dtype)
         except BaseException:
             for handle in handles:
-                torch.delete(handle)
+                tensors.delete(handle)
             raise
         outputs = (ctypes.c_void_p * len(self.info.outputs))()
         # The input handles are the program's from here on, also where it fails.
         self._call("RunSingleThreaded", self._container, handles, len(handles), outputs, len(outputs), None, None)
         for handle in outputs[1:]:
-            torch.delete(handle)
+            tensors.delete(handle)
         logits = outputs[0]
         if logits is None:
             raise PllmError(f"program {self.info.name!r} gave no output")
-        return torch.array(logits)
+        return tensors.array(logits)
 
     def close(self) -> None:
         """Free the program; its library stays loaded. Arrays that `run` returned stay valid."""
@@ -257,7 +270,7 @@ class Program:
             self._call("Delete", self._container)
             self._container = ctypes.c_void_p()
         for handle in self._constants:
-            self._torch.delete(handle)
+            self._tensors.delete(handle)
         self._constants = []
 
     def _call(self, name: str, *arguments: object) -> None:
@@ -317,7 +330,7 @@ class Program:
             dtype = _SAFETENSORS.get(weight.dtype)
             wanted = (self._number("GetConstantDtype", i, kind=ctypes.c_int32), self._number("GetConstantDataSize", i))
             size = -(-weight.nbytes // _CONSTANT_ALIGNMENT) * _CONSTANT_ALIGNMENT
-            if dtype is None or (self._torch.dtypes[dtype], size) != wanted:
+            if dtype is None or (self._tensors.dtypes[dtype], size) != wanted:
                 raise damaged(
                     f"constant {constant!r} has torch's dtype {wanted[0]} and {wanted[1]} bytes, but its weight "
                     f"{weight.name!r} is {weight.dtype}{list(weight.shape)}"
@@ -327,7 +340,7 @@ class Program:
                     f"constant {constant!r} has the shape {list(declared[constant].shape)}, but its weight "
                     f"{weight.name!r} has {list(weight.shape)}"
                 )
-            handle = self._torch.tensor(weight.address, weight.shape, dtype)
+            handle = self._tensors.tensor(weight.address, weight.shape, dtype)
             self._constants.append(handle)
             entries[i] = _ConstantEntry(self._text("GetConstantName", i).encode(), handle)
             found.add(constant)

@@ -11,7 +11,7 @@
 extern "C" {
 #endif
 
-enum { PLLM_ABI_VERSION = 4 };
+enum { PLLM_ABI_VERSION = 5 };
 enum { PLLM_OK = 0, PLLM_INVALID_ARGUMENT = 1, PLLM_OUT_OF_MEMORY = 2, PLLM_UNSUPPORTED_CPU = 3 };
 enum { PLLM_FLOAT32 = 0, PLLM_BFLOAT16 = 1, PLLM_INT8 = 2 };  // int8: a cache only
 enum { PLLM_MAX_HEAD_DIM = 512 };

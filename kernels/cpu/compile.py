@@ -12,9 +12,11 @@ from pathlib import Path
 
 from pllm.kernels.cpu.sources import COMMON_FLAGS, LINK_FLAGS, SOURCES, Source
 
-__all__ = ["CompilerError", "build_library", "refuse_full_disk"]
+__all__ = ["STAND_IN_FOLDER", "CompilerError", "build_library", "refuse_full_disk"]
 
 _HERE = Path(__file__).resolve().parent
+STAND_IN_FOLDER = _HERE
+"""Where the sources of `TORCH_STAND_IN` are."""
 
 
 class CompilerError(Exception):

@@ -1,5 +1,6 @@
 // The C interface: checks arguments, picks the instruction set, keeps the scratch memory. Compiled for any x86-64.
 #include <omp.h>
+#include <sched.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -76,7 +77,16 @@ const Choice& choice() {
   return made;
 }
 
-int threads_wanted = 0;  // 0: as many as OpenMP would take
+int threads_wanted = 0;  // 0: as many as OpenMP would take, or as there are processors for this process
+
+// There where torch is: its own operators use it.
+#pragma weak omp_get_max_threads
+#pragma weak omp_set_num_threads
+
+int processors() {
+  cpu_set_t set;
+  return sched_getaffinity(0, sizeof set, &set) ? 1 : CPU_COUNT(&set);
+}
 
 struct Buffers {
   void* memory[kScratchSlots] = {};
@@ -184,7 +194,10 @@ void* scratch(ScratchSlot slot, size_t bytes) {
   return b.memory[slot];
 }
 
-int num_threads() { return threads_wanted > 0 ? threads_wanted : omp_get_max_threads(); }
+int num_threads() {
+  if (threads_wanted > 0) return threads_wanted;
+  return omp_get_max_threads ? omp_get_max_threads() : processors();
+}
 
 }  // namespace pllm
 
@@ -212,7 +225,7 @@ const char* pllm_cpu_isa(void) { return choice().isa; }
 int pllm_set_num_threads(int threads) {
   if (threads < 1 || threads > 1024) return fail(PLLM_INVALID_ARGUMENT, "%d threads: 1 to 1024 are possible", threads);
   threads_wanted = threads;
-  omp_set_num_threads(threads);  // for torch's own operators, where a program calls some
+  if (omp_set_num_threads) omp_set_num_threads(threads);  // for torch's own operators, where a program calls some
   return PLLM_OK;
 }
 

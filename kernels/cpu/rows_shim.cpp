@@ -5,18 +5,17 @@
 namespace {
 
 bool read_rows(AtenTensorHandle handle, const char* name, Tensor* t, int64_t* rows, int64_t* row_stride) {
-  return read(handle, name, -1, aoti_torch_dtype_float32(), t) && collapse(*t, rows, row_stride);
+  return read(handle, name, -1, pllm_tensors_dtype_float32(), t) && collapse(*t, rows, row_stride);
 }
 
 // A norm of x, or of x + residual with the sum as the second result.
 AOTITorchError norm(AtenTensorHandle x, AtenTensorHandle residual, AtenTensorHandle weight, double eps, double weight_offset,
                     AtenTensorHandle* out, AtenTensorHandle* total) {
-  if (!torch_is_there()) return kFailed;
   Tensor tx, tr, tw;
   PllmRmsNorm a = {};
   if (!read_rows(x, "x", &tx, &a.rows, &a.x_stride)) return kFailed;
   a.n = tx.sizes[tx.dim - 1];
-  if (!read_contiguous(weight, "weight", 1, aoti_torch_dtype_float32(), &tw)) return kFailed;
+  if (!read_contiguous(weight, "weight", 1, pllm_tensors_dtype_float32(), &tw)) return kFailed;
   if (tw.sizes[0] != a.n) {
     fail(PLLM_INVALID_ARGUMENT, "a norm's weight has %lld elements, its rows %lld", (long long)tw.sizes[0], (long long)a.n);
     return kFailed;
@@ -32,8 +31,8 @@ AOTITorchError norm(AtenTensorHandle x, AtenTensorHandle residual, AtenTensorHan
   }
   a.x = (const float*)tx.data, a.weight = (const float*)tw.data;
   a.eps = (float)eps, a.weight_offset = (float)weight_offset;
-  if (make(tx.sizes, tx.dim, out, &a.out)) return kFailed;
-  if (total && make(tx.sizes, tx.dim, total, &a.total)) return finish(PLLM_OUT_OF_MEMORY, out);
+  if (make(tx, tx.sizes, tx.dim, out, &a.out)) return kFailed;
+  if (total && make(tx, tx.sizes, tx.dim, total, &a.total)) return finish(PLLM_OUT_OF_MEMORY, out);
   const int code = pllm_rms_normalize(&a);
   if (code && total) finish(code, total);
   return finish(code, out);
@@ -43,7 +42,7 @@ AOTITorchError norm(AtenTensorHandle x, AtenTensorHandle residual, AtenTensorHan
 bool read_heads(AtenTensorHandle handle, const char* name, AtenTensorHandle* weight, int64_t tokens, int64_t head_dim, Tensor* t,
                 PllmHeads* heads) {
   Tensor tw;
-  if (!read(handle, name, 3, aoti_torch_dtype_float32(), t) || !read_optional(weight, "weight", t->sizes[2], &tw)) return false;
+  if (!read(handle, name, 3, pllm_tensors_dtype_float32(), t) || !read_optional(weight, "weight", t->sizes[2], &tw)) return false;
   if (!t->contiguous(1) || (tokens >= 0 && (t->sizes[0] != tokens || t->sizes[2] != head_dim))) {
     fail(PLLM_INVALID_ARGUMENT, "%s is [%lld, %lld, %lld], its last stride %lld", name, (long long)t->sizes[0],
          (long long)t->sizes[1], (long long)t->sizes[2], (long long)t->strides[2]);
@@ -57,7 +56,7 @@ bool read_heads(AtenTensorHandle handle, const char* name, AtenTensorHandle* wei
 bool read_angles(AtenTensorHandle* handle, const char* name, int64_t tokens, const float** data, int64_t* half, int64_t* stride) {
   if (!handle || !*handle) return true;
   Tensor t;
-  if (!read(*handle, name, 2, aoti_torch_dtype_float32(), &t)) return false;
+  if (!read(*handle, name, 2, pllm_tensors_dtype_float32(), &t)) return false;
   if (t.sizes[0] != tokens || !t.contiguous(1)) {
     fail(PLLM_INVALID_ARGUMENT, "%s has %lld rows for %lld tokens", name, (long long)t.sizes[0], (long long)tokens);
     return false;
@@ -82,7 +81,6 @@ PLLM_EXPORT AOTITorchError aoti_torch_cpu_add_rms_norm(AtenTensorHandle x, AtenT
 }
 
 PLLM_EXPORT AOTITorchError aoti_torch_cpu_silu_mul(AtenTensorHandle gate_up, AtenTensorHandle* ret0) {
-  if (!torch_is_there()) return kFailed;
   Tensor t;
   int64_t rows, row_stride;
   float* out;
@@ -95,7 +93,7 @@ PLLM_EXPORT AOTITorchError aoti_torch_cpu_silu_mul(AtenTensorHandle gate_up, Ate
   int64_t sizes[kMaxDim];
   memcpy(sizes, t.sizes, (size_t)t.dim * sizeof *sizes);
   sizes[t.dim - 1] = n;
-  if (make(sizes, t.dim, ret0, &out)) return kFailed;
+  if (make(t, sizes, t.dim, ret0, &out)) return kFailed;
   return finish(pllm_silu_mul((const float*)t.data, rows, row_stride, n, out), ret0);
 }
 
@@ -103,7 +101,6 @@ PLLM_EXPORT AOTITorchError aoti_torch_cpu_norm_rope(AtenTensorHandle q, AtenTens
                                                     AtenTensorHandle* sin, AtenTensorHandle* q_weight,
                                                     AtenTensorHandle* k_weight, double eps, double weight_offset,
                                                     AtenTensorHandle* ret0, AtenTensorHandle* ret1) {
-  if (!torch_is_there()) return kFailed;
   PllmNormRope a = {};
   Tensor tq, tk;
   if (!read_heads(q, "q", q_weight, -1, -1, &tq, &a.q)) return kFailed;
@@ -118,8 +115,8 @@ PLLM_EXPORT AOTITorchError aoti_torch_cpu_norm_rope(AtenTensorHandle q, AtenTens
     return kFailed;
   }
   a.eps = (float)eps, a.weight_offset = (float)weight_offset;
-  if (make(tq.sizes, 3, ret0, &a.q.out)) return kFailed;
-  if (make(tk.sizes, 3, ret1, &a.k.out)) return finish(PLLM_OUT_OF_MEMORY, ret0);
+  if (make(tq, tq.sizes, 3, ret0, &a.q.out)) return kFailed;
+  if (make(tk, tk.sizes, 3, ret1, &a.k.out)) return finish(PLLM_OUT_OF_MEMORY, ret0);
   const int code = pllm_norm_rope(&a);
   if (code) finish(code, ret1);
   return finish(code, ret0);

@@ -8,8 +8,8 @@ namespace {
 
 // float32 or bfloat16, as api.h calls them; -1 with the reason for another.
 int stored_dtype(const Tensor& t, const char* name) {
-  if (t.dtype == aoti_torch_dtype_float32()) return PLLM_FLOAT32;
-  if (t.dtype == aoti_torch_dtype_bfloat16()) return PLLM_BFLOAT16;
+  if (t.dtype == pllm_tensors_dtype_float32()) return PLLM_FLOAT32;
+  if (t.dtype == pllm_tensors_dtype_bfloat16()) return PLLM_BFLOAT16;
   fail(PLLM_INVALID_ARGUMENT, "%s has torch's dtype %d, neither float32 nor bfloat16", name, t.dtype);
   return -1;
 }
@@ -28,12 +28,12 @@ bool read_packed(AtenTensorHandle handle, int64_t out_features, int64_t in_featu
 // A weight of whole numbers and its scales: int8 with float32 ones (`groups` is then 0), int4 with bfloat16 ones.
 bool read_quantized(AtenTensorHandle handle, AtenTensorHandle scale, int64_t out_features, int64_t in_features, Tensor* t,
                     Tensor* s, int64_t* groups) {
-  if (!read_contiguous(handle, "weight", 4, aoti_torch_dtype_uint8(), t) || !read_contiguous(scale, "scale", -1, -1, s))
+  if (!read_contiguous(handle, "weight", 4, pllm_tensors_dtype_uint8(), t) || !read_contiguous(scale, "scale", -1, -1, s))
     return false;
   const int64_t panels = (out_features + 31) / 32;
-  const bool is_int8 = s->dtype == aoti_torch_dtype_float32();
+  const bool is_int8 = s->dtype == pllm_tensors_dtype_float32();
   const bool scales = is_int8 ? s->dim == 1 && s->sizes[0] == out_features
-                              : s->dtype == aoti_torch_dtype_bfloat16() && s->dim == 3 && s->sizes[0] == panels &&
+                              : s->dtype == pllm_tensors_dtype_bfloat16() && s->dim == 3 && s->sizes[0] == panels &&
                                     s->sizes[1] > 0 && s->sizes[2] == 32;
   *groups = is_int8 || !scales ? 0 : s->sizes[1];
   if (scales && t->sizes[0] == panels && t->sizes[1] == (is_int8 ? (in_features + 3) / 4 : in_features / 8) &&
@@ -58,18 +58,17 @@ extern "C" {
 
 PLLM_EXPORT AOTITorchError aoti_torch_cpu_packed_linear(AtenTensorHandle x, AtenTensorHandle weight, AtenTensorHandle* bias,
                                                         int64_t out_features, AtenTensorHandle* ret0) {
-  if (!torch_is_there()) return kFailed;
   Tensor tx, tw, tb;
   int64_t rows, row_stride;
   int dtype;
   float* y;
-  if (!read(x, "x", -1, aoti_torch_dtype_float32(), &tx) || !collapse(tx, &rows, &row_stride)) return kFailed;
+  if (!read(x, "x", -1, pllm_tensors_dtype_float32(), &tx) || !collapse(tx, &rows, &row_stride)) return kFailed;
   const int64_t k = tx.sizes[tx.dim - 1];
   if (!read_packed(weight, out_features, k, &tw, &dtype) || !read_optional(bias, "bias", out_features, &tb)) return kFailed;
   int64_t sizes[kMaxDim];
   memcpy(sizes, tx.sizes, (size_t)tx.dim * sizeof *sizes);
   sizes[tx.dim - 1] = out_features;
-  if (make(sizes, tx.dim, ret0, &y)) return kFailed;
+  if (make(tx, sizes, tx.dim, ret0, &y)) return kFailed;
   return finish(pllm_linear((const float*)tx.data, rows, row_stride, tw.data, dtype, out_features, k, (const float*)tb.data, y,
                             out_features),
                 ret0);
@@ -79,12 +78,11 @@ PLLM_EXPORT AOTITorchError aoti_torch_cpu_packed_linear(AtenTensorHandle x, Aten
 PLLM_EXPORT AOTITorchError aoti_torch_cpu_packed_grouped_linear(AtenTensorHandle x, AtenTensorHandle weight,
                                                                 AtenTensorHandle ends, int64_t out_features,
                                                                 AtenTensorHandle* ret0) {
-  if (!torch_is_there()) return kFailed;
   Tensor tx, tw, te;
   int64_t rows, row_stride;
   float* y;
-  if (!read(x, "x", 2, aoti_torch_dtype_float32(), &tx) || !collapse(tx, &rows, &row_stride) ||
-      !read_contiguous(weight, "weight", 4, -1, &tw) || !read_contiguous(ends, "ends", 1, aoti_torch_dtype_int32(), &te))
+  if (!read(x, "x", 2, pllm_tensors_dtype_float32(), &tx) || !collapse(tx, &rows, &row_stride) ||
+      !read_contiguous(weight, "weight", 4, -1, &tw) || !read_contiguous(ends, "ends", 1, pllm_tensors_dtype_int32(), &te))
     return kFailed;
   const int dtype = stored_dtype(tw, "weight");
   if (dtype < 0) return kFailed;
@@ -104,7 +102,7 @@ PLLM_EXPORT AOTITorchError aoti_torch_cpu_packed_grouped_linear(AtenTensorHandle
       return kFailed;
     }
   const int64_t sizes[2] = {rows, out_features};
-  if (make(sizes, 2, ret0, &y)) return kFailed;
+  if (make(tx, sizes, 2, ret0, &y)) return kFailed;
   const int64_t bytes = tw.sizes[1] * k * 32 * (dtype == PLLM_FLOAT32 ? 4 : 2);
   int code = PLLM_OK;
   for (int64_t g = 0, begin = 0; g < groups && !code; begin = end[g++])
@@ -118,11 +116,10 @@ PLLM_EXPORT AOTITorchError aoti_torch_cpu_packed_grouped_linear(AtenTensorHandle
 PLLM_EXPORT AOTITorchError aoti_torch_cpu_quantized_linear(AtenTensorHandle x, AtenTensorHandle weight,
                                                            AtenTensorHandle scale, AtenTensorHandle* bias,
                                                            int64_t out_features, AtenTensorHandle* ret0) {
-  if (!torch_is_there()) return kFailed;
   Tensor tx, tw, ts, tb;
   int64_t rows, row_stride, groups;
   float* y;
-  if (!read(x, "x", -1, aoti_torch_dtype_float32(), &tx) || !collapse(tx, &rows, &row_stride)) return kFailed;
+  if (!read(x, "x", -1, pllm_tensors_dtype_float32(), &tx) || !collapse(tx, &rows, &row_stride)) return kFailed;
   const int64_t k = tx.sizes[tx.dim - 1];
   if (!read_quantized(weight, scale, out_features, k, &tw, &ts, &groups) ||
       !read_optional(bias, "bias", out_features, &tb))
@@ -130,7 +127,7 @@ PLLM_EXPORT AOTITorchError aoti_torch_cpu_quantized_linear(AtenTensorHandle x, A
   int64_t sizes[kMaxDim];
   memcpy(sizes, tx.sizes, (size_t)tx.dim * sizeof *sizes);
   sizes[tx.dim - 1] = out_features;
-  if (make(sizes, tx.dim, ret0, &y)) return kFailed;
+  if (make(tx, sizes, tx.dim, ret0, &y)) return kFailed;
   return finish(pllm_quantized_linear((const float*)tx.data, rows, row_stride, (const uint8_t*)tw.data, ts.data, groups,
                                       out_features, k, (const float*)tb.data, y, out_features),
                 ret0);
@@ -139,12 +136,11 @@ PLLM_EXPORT AOTITorchError aoti_torch_cpu_quantized_linear(AtenTensorHandle x, A
 PLLM_EXPORT AOTITorchError aoti_torch_cpu_quantized_embedding(AtenTensorHandle ids, AtenTensorHandle weight,
                                                               AtenTensorHandle scale, int64_t embedding_dim,
                                                               AtenTensorHandle* ret0) {
-  if (!torch_is_there()) return kFailed;
   Tensor ti, tw, ts;
   int64_t groups;
   float* y;
-  if (!read_contiguous(ids, "ids", -1, aoti_torch_dtype_int64(), &ti) ||
-      !read(scale, "scale", 1, aoti_torch_dtype_float32(), &ts) ||
+  if (!read_contiguous(ids, "ids", -1, pllm_tensors_dtype_int64(), &ti) ||
+      !read(scale, "scale", 1, pllm_tensors_dtype_float32(), &ts) ||
       !read_quantized(weight, scale, ts.sizes[0], embedding_dim, &tw, &ts, &groups))
     return kFailed;
   if (ti.dim >= kMaxDim) {
@@ -154,7 +150,7 @@ PLLM_EXPORT AOTITorchError aoti_torch_cpu_quantized_embedding(AtenTensorHandle i
   int64_t sizes[kMaxDim];
   memcpy(sizes, ti.sizes, (size_t)ti.dim * sizeof *sizes);
   sizes[ti.dim] = embedding_dim;
-  if (make(sizes, ti.dim + 1, ret0, &y)) return kFailed;
+  if (make(ti, sizes, ti.dim + 1, ret0, &y)) return kFailed;
   return finish(pllm_quantized_embedding((const int64_t*)ti.data, ti.numel(), (const uint8_t*)tw.data, (const float*)ts.data,
                                          ts.sizes[0], embedding_dim, y, embedding_dim),
                 ret0);
@@ -162,11 +158,10 @@ PLLM_EXPORT AOTITorchError aoti_torch_cpu_quantized_embedding(AtenTensorHandle i
 
 PLLM_EXPORT AOTITorchError aoti_torch_cpu_packed_embedding(AtenTensorHandle ids, AtenTensorHandle weight,
                                                            int64_t num_embeddings, AtenTensorHandle* ret0) {
-  if (!torch_is_there()) return kFailed;
   Tensor ti, tw;
   int dtype;
   float* y;
-  if (!read_contiguous(ids, "ids", -1, aoti_torch_dtype_int64(), &ti) || !read_packed(weight, num_embeddings, -1, &tw, &dtype))
+  if (!read_contiguous(ids, "ids", -1, pllm_tensors_dtype_int64(), &ti) || !read_packed(weight, num_embeddings, -1, &tw, &dtype))
     return kFailed;
   if (ti.dim >= kMaxDim) {
     fail(PLLM_INVALID_ARGUMENT, "ids has %lld dimensions", (long long)ti.dim);
@@ -175,7 +170,7 @@ PLLM_EXPORT AOTITorchError aoti_torch_cpu_packed_embedding(AtenTensorHandle ids,
   int64_t sizes[kMaxDim];
   memcpy(sizes, ti.sizes, (size_t)ti.dim * sizeof *sizes);
   sizes[ti.dim] = tw.sizes[1];
-  if (make(sizes, ti.dim + 1, ret0, &y)) return kFailed;
+  if (make(ti, sizes, ti.dim + 1, ret0, &y)) return kFailed;
   return finish(pllm_embedding((const int64_t*)ti.data, ti.numel(), tw.data, dtype, num_embeddings, tw.sizes[1], y, tw.sizes[1]),
                 ret0);
 }
@@ -185,8 +180,7 @@ PLLM_EXPORT AOTITorchError aoti_torch_cpu_paged_attention(AtenTensorHandle q, At
                                                           AtenTensorHandle query_start, AtenTensorHandle context_len,
                                                           AtenTensorHandle* sinks, int64_t layer, double scale,
                                                           int64_t sliding_window, double softcap, AtenTensorHandle* ret0) {
-  if (!torch_is_there()) return kFailed;
-  const int32_t f32 = aoti_torch_dtype_float32(), i32 = aoti_torch_dtype_int32();
+  const int32_t f32 = pllm_tensors_dtype_float32(), i32 = pllm_tensors_dtype_int32();
   Tensor tq, tk, tv, pool, table, start, context, ts;
   if (!read(q, "q", 4, f32, &tq) || !read(k, "k", 4, f32, &tk) || !read(v, "v", 4, f32, &tv) ||
       !read_contiguous(kv, "kv", 6, -1, &pool) || !read_contiguous(block_table, "block_table", 2, i32, &table) ||
@@ -194,7 +188,7 @@ PLLM_EXPORT AOTITorchError aoti_torch_cpu_paged_attention(AtenTensorHandle q, At
       !read_contiguous(context_len, "context_len", 1, i32, &context) ||
       !read_optional(sinks, "sinks", tq.sizes[1], &ts))
     return kFailed;
-  const int kv_dtype = pool.dtype == aoti_torch_dtype_int8() ? (int)PLLM_INT8 : stored_dtype(pool, "kv");
+  const int kv_dtype = pool.dtype == pllm_tensors_dtype_int8() ? (int)PLLM_INT8 : stored_dtype(pool, "kv");
   if (kv_dtype < 0) return kFailed;
   const int64_t width = tq.sizes[3] + (kv_dtype == PLLM_INT8 ? (int64_t)sizeof(float) : 0);
   const int64_t heads = tq.sizes[1], tokens = tq.sizes[2], head_dim = tq.sizes[3], kv_heads = pool.sizes[3];
@@ -215,7 +209,7 @@ PLLM_EXPORT AOTITorchError aoti_torch_cpu_paged_attention(AtenTensorHandle q, At
   }
   float* out;
   const int64_t sizes[4] = {1, tokens, heads, head_dim};
-  if (make(sizes, 4, ret0, &out)) return kFailed;
+  if (make(tq, sizes, 4, ret0, &out)) return kFailed;
   PllmPagedAttention a = {};
   a.q = (const float*)tq.data;
   a.k = (const float*)tk.data;

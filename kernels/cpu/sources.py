@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-__all__ = ["COMMON_FLAGS", "LINK_FLAGS", "SOURCES", "Source"]
+__all__ = ["COMMON_FLAGS", "LINK_FLAGS", "SOURCES", "TORCH_STAND_IN", "Source"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ COMMON_FLAGS = (
     "-Wall",
     "-Wextra",
 )
-LINK_FLAGS = ("-shared", "-pthread", "-lgomp", "-Wl,--build-id=none", "-Wl,-z,defs", "-Wl,-O1")
+LINK_FLAGS = ("-shared", "-pthread", "-Wl,--build-id=none", "-Wl,-z,defs", "-Wl,-O1")
 
 _AVX2 = ("-DPLLM_ISA=avx2", "-mavx2", "-mfma", "-mf16c")
 _AVX512 = (
@@ -40,7 +40,8 @@ _AVX512 = (
 )
 
 SOURCES = (
-    Source("dispatch.cpp", "dispatch.o"),  # tells OpenMP, which torch's own operators use, how many threads it may have
+    Source("dispatch.cpp", "dispatch.o"),
+    Source("torch_tensors.cpp", "torch_tensors.o", ("-DPLLM_TENSORS_PREFIX=pllm_tensors_",)),
     Source("team.cpp", "team.o"),
     Source("shim.cpp", "shim.o"),
     Source("rows_shim.cpp", "rows_shim.o"),
@@ -50,3 +51,6 @@ SOURCES = (
         for isa, flags in (("avx2", _AVX2), ("avx512", _AVX512))
     ),
 )
+
+TORCH_STAND_IN = ("torch_tensors.cpp", "torch_functions.cpp")
+"""For a program that calls nothing else of torch: compiled with the program's own flags and linked into it."""

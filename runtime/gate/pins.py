@@ -106,7 +106,7 @@ def software(manifest: Manifest | None) -> dict[str, str]:
     return {
         "python": f"{sys.version_info.major}.{sys.version_info.minor}",
         "numpy": ".".join(version("numpy").split(".")[:2]),
-        "torch": version("torch").split("+")[0] if manifest is None else manifest.requires.torch,
+        "torch": version("torch").split("+")[0] if manifest is None else manifest.provenance.torch,
         "transformers": version("transformers") if manifest is None else manifest.provenance.transformers,
         "g++": _compiler_version(),
         "vectors": vectors,

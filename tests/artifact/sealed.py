@@ -49,6 +49,7 @@ def manifest_of(files: dict[str, FileEntry], weights: WeightsInfo, machine: Mach
             pllm="0.1.0",
             builder_sha256="2" * 64,
             transformers="5.23.0",
+            torch="2.13.0",
         ),
         requires=Requires(
             torch=machine.torch, device="cpu", machine=machine.architecture, isa=(), glibc=machine.glibc or "2.17"

@@ -60,7 +60,7 @@ def test_startup(measured: Any) -> None:
     results = measured("startup", "--reps", "1")
     (library,), (server,) = results["library"], results["server"]
     assert list(library["stages"]) == [
-        *("interpreter", "imports", "manifest", "torch", "operators", "weights", "program", "KV pool", "hashes"),
+        *("interpreter", "imports", "manifest", "operators", "weights", "program", "KV pool", "hashes"),
         *("tokenizer", "first token"),
     ]
     assert sum(library["stages"].values()) == pytest.approx(library["first_token"], rel=0.05)

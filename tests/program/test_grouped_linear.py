@@ -10,7 +10,7 @@ import torch
 from pllm.kernels import reference
 from pllm.kernels.packing import pack_linear, packed_shape, unpack_linear
 from pllm.runtime.artifact import Artifact
-from pllm.runtime.program import _Torch
+from pllm.runtime.program import _TORCHS, _Tensors, load_torch
 
 from .artifacts import Built
 
@@ -26,7 +26,7 @@ class Refused(Exception):
 
 @pytest.fixture(scope="module")
 def product(tiny: Built) -> Product:
-    handles = _Torch()
+    handles = _Tensors(load_torch(), _TORCHS)
     artifact = Artifact.read(tiny.artifact)
     library = ctypes.CDLL(str(artifact.path(artifact.manifest.operators[0])))
     library.pllm_last_error.restype = ctypes.c_char_p
