@@ -26,7 +26,7 @@ from pllm.build.progress import StageProgress
 from pllm.build.traced import Traced, value
 from pllm.kernels.cpu.abi import ABI_VERSION
 from pllm.kernels.cpu.compile import STAND_IN_FOLDER, CompilerError, build_library, refuse_full_disk
-from pllm.kernels.cpu.sources import TORCH_STAND_IN
+from pllm.kernels.cpu.sources import STAND_IN_HEADERS, TORCH_STAND_IN
 from pllm.runtime.errors import BuildError
 from pllm.runtime.graphs import GRAPHS, Graphs, ProgramGraph
 from pllm.runtime.machine import Machine
@@ -174,7 +174,7 @@ def _compile_sources(folder: Path, sources: Sequence[Path], out: Path, operators
     command += [f"-D{name.strip()}" for name in flags["definitions"]]
     command += ["-I", str(_TORCH_INCLUDE), "-I", str(_TORCH_INCLUDE / "torch/csrc/api/include")]
     command += [f"-ffile-prefix-map={_TORCH_INCLUDE}=torch", "-w"]
-    for name in (*TORCH_STAND_IN, "torch_tensors.h"):
+    for name in (*TORCH_STAND_IN, *STAND_IN_HEADERS):
         shutil.copy(STAND_IN_FOLDER / name, folder)
     written = sorted(path.relative_to(folder) for path in sources)
     complaint = _run([*command, *(str(path) for path in written if path.suffix == ".cpp")], folder)

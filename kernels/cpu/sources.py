@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-__all__ = ["COMMON_FLAGS", "LINK_FLAGS", "SOURCES", "TORCH_STAND_IN", "Source"]
+__all__ = ["COMMON_FLAGS", "LINK_FLAGS", "SOURCES", "STAND_IN_HEADERS", "TORCH_STAND_IN", "Source"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,3 +54,4 @@ SOURCES = (
 
 TORCH_STAND_IN = ("torch_tensors.cpp", "torch_functions.cpp")
 """For a program that calls nothing else of torch: compiled with the program's own flags and linked into it."""
+STAND_IN_HEADERS = ("torch_tensors.h", "simd.h")
