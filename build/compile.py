@@ -189,7 +189,10 @@ def _compile_sources(folder: Path, sources: Sequence[Path], out: Path, operators
     ]
     stand_in = [Path(name).with_suffix(".o").name for name in TORCH_STAND_IN]
     # Where the operators and the stand-in are all that it calls, nothing is missing when they are there.
-    calls_torch = bool(_run([*link, *stand_in, str(operators), "-Wl,-z,defs", "-o", "tried.so"], folder))
+    missing = _run([*link, *stand_in, str(operators), "-Wl,-z,defs", "-o", "tried.so"], folder)
+    if missing and "undefined reference" not in missing:
+        raise BuildError("the C++ that Inductor wrote cannot be linked:\n" + missing)
+    calls_torch = bool(missing)
     # What it calls is loaded before the program, by its own path: no search path belongs into the library.
     torch_library = ["-L", str(Path(torch.__file__).parent / "lib"), "-ltorch_cpu", "-lgomp"]
     if complaint := _run([*link, *(torch_library if calls_torch else stand_in), "-o", str(out)], folder):

@@ -304,6 +304,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
                 raise ValueError(f"{path!r} is used, and not among files")
         if not self.programs or not self.weights.files or not self.tokenizer:
             raise ValueError("programs, weights and tokenizer may not be empty")
+        if self.requires.torch is None and any(program.calls_torch for program in self.programs):
+            raise ValueError("requires.torch is missing, and a program calls torch")
         if self.memory.kv_block != self.kv.block_bytes or self.memory.weights < self.weights.num_bytes:
             raise ValueError("the memory ledger contradicts kv and weights")
         if min(self.memory.activations, self.memory.runtime, self.memory.graphs) < 0:

@@ -98,12 +98,14 @@ def load_torch() -> ctypes.CDLL:
     """
     torch = find_spec("torch")
     if torch is None or torch.origin is None:
-        raise ArtifactMismatchError("torch is not installed, and compiled programs call it: pip install torch")
+        raise ArtifactMismatchError(
+            "torch is not installed, and this artifact's program calls it: pip install 'pllm[torch]'"
+        )
     # Read by OpenMP when it is loaded, below. Its threads spin while they wait, and when a neighbour had one of their
     # cores a step of 0.3 ms was seen to take 550; threads that sleep instead took 0.9 (DECISIONS.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     folder = Path(torch.origin).parent / "lib"
-    # Torch brings its own OpenMP library. Loaded first, it is the one for the operators too: one team of threads.
+    # Torch brings its own OpenMP library, for its own operators.
     libraries = [*sorted(folder.glob("libgomp*.so*")), folder / "libc10.so", folder / "libtorch_cpu.so"]
     try:
         return [ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL) for path in libraries][-1]

@@ -1,6 +1,7 @@
 // The C interface: checks arguments, picks the instruction set, keeps the scratch memory. Compiled for any x86-64.
-#include <omp.h>
+#include <dlfcn.h>
 #include <sched.h>
+#include <unistd.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -77,15 +78,11 @@ const Choice& choice() {
   return made;
 }
 
-int threads_wanted = 0;  // 0: as many as OpenMP would take, or as there are processors for this process
-
-// There where torch is: its own operators use it.
-#pragma weak omp_get_max_threads
-#pragma weak omp_set_num_threads
+int threads_wanted = 0;  // 0: as many as there are processors for this process
 
 int processors() {
-  cpu_set_t set;
-  return sched_getaffinity(0, sizeof set, &set) ? 1 : CPU_COUNT(&set);
+  cpu_set_t set;  // too small a set for some machines
+  return sched_getaffinity(0, sizeof set, &set) ? (int)sysconf(_SC_NPROCESSORS_ONLN) : CPU_COUNT(&set);
 }
 
 struct Buffers {
@@ -195,8 +192,7 @@ void* scratch(ScratchSlot slot, size_t bytes) {
 }
 
 int num_threads() {
-  if (threads_wanted > 0) return threads_wanted;
-  return omp_get_max_threads ? omp_get_max_threads() : processors();
+  return threads_wanted > 0 ? threads_wanted : processors();
 }
 
 }  // namespace pllm
@@ -225,7 +221,8 @@ const char* pllm_cpu_isa(void) { return choice().isa; }
 int pllm_set_num_threads(int threads) {
   if (threads < 1 || threads > 1024) return fail(PLLM_INVALID_ARGUMENT, "%d threads: 1 to 1024 are possible", threads);
   threads_wanted = threads;
-  if (omp_set_num_threads) omp_set_num_threads(threads);  // for torch's own operators, where a program calls some
+  // Torch's own operators, where a program calls some, use OpenMP, which came with torch: maybe later than this library.
+  if (void* set = dlsym(RTLD_DEFAULT, "omp_set_num_threads")) ((void (*)(int))set)(threads);
   return PLLM_OK;
 }
 

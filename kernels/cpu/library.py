@@ -115,7 +115,7 @@ class CpuLibrary:
         return int(self._handle.pllm_num_threads())
 
     def set_num_threads(self, threads: int) -> None:
-        """Threads of every operator from now on; OpenMP's own number until this is called."""
+        """Threads of every operator from now on; the processors of this process until this is called."""
         self.call("pllm_set_num_threads", threads)
 
     def linear(

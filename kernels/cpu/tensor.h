@@ -57,7 +57,8 @@ inline TensorFunctions functions_of_torch() {
   PLLM_FIND(get_sizes);
   PLLM_FIND(get_strides);
 #undef PLLM_FIND
-  return f;
+  const bool all = f.delete_tensor_object && f.empty_strided && f.get_data_ptr && f.get_dim && f.get_dtype && f.get_sizes && f.get_strides;
+  return all ? f : TensorFunctions{};
 }
 
 // By the tensor's first word.
@@ -68,7 +69,7 @@ inline const TensorFunctions& functions_of(AtenTensorHandle handle) {
   uint64_t first;
   memcpy(&first, (const void*)handle, sizeof first);
   if (first == PLLM_TENSOR_MARK) return ours;
-  static const TensorFunctions torchs = functions_of_torch();  // whoever has such a tensor has loaded torch
+  static const TensorFunctions torchs = functions_of_torch();
   return torchs;
 }
 
@@ -100,6 +101,10 @@ struct Tensor {
 inline bool read(AtenTensorHandle handle, const char* name, int64_t dim, int32_t dtype, Tensor* t) {
   const TensorFunctions* f = handle ? &functions_of(handle) : nullptr;
   t->functions = f;
+  if (f && !f->get_dim) {
+    fail(PLLM_INVALID_ARGUMENT, "%s is torch's, and libtorch_cpu.so was not loaded for all libraries", name);
+    return false;
+  }
   if (!f || f->get_dim(handle, &t->dim) || f->get_dtype(handle, &t->dtype) || f->get_sizes(handle, &t->sizes) ||
       f->get_strides(handle, &t->strides) || f->get_data_ptr(handle, &t->data)) {
     fail(PLLM_INVALID_ARGUMENT, "%s is no tensor that can be read", name);

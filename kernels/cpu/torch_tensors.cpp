@@ -5,7 +5,9 @@
 // Linked into such a program under torch's names, hidden, and into the operator library under ours (PLLM_TENSORS_PREFIX): in a
 // process that has torch too they are never mixed up with its own. A tensor begins with a word that no tensor of torch's
 // begins with, so that the operators can tell them apart (tensor.h).
+#include <inttypes.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -62,22 +64,29 @@ struct Tensor {
   int32_t dtype;
   int64_t sizes[kMostDims], strides[kMostDims];
 
-  char* data() const { return storage->memory ? storage->memory + offset * size_of(dtype) : nullptr; }
   int64_t numel() const {
     int64_t n = 1;
     for (int64_t i = 0; i < dim; i++) n *= sizes[i];
     return n;
   }
+  char* data() const { return storage->memory && numel() ? storage->memory + offset * size_of(dtype) : nullptr; }
 };
 
-// Elements from the first to the last.
-int64_t extent(int64_t dim, const int64_t* sizes, const int64_t* strides) {
-  int64_t last = 0;
+// Bytes of a storage from its beginning to a tensor's last element; to its offset where it has none; -1 for more than can be.
+int64_t bytes_of(int64_t dim, const int64_t* sizes, const int64_t* strides, int64_t offset, int32_t dtype) {
+  int64_t last = offset, step, bytes;
+  bool over = false;
   for (int64_t i = 0; i < dim; i++) {
-    if (sizes[i] == 0) return 0;
-    last += (sizes[i] - 1) * strides[i];
+    if (sizes[i] == 0) return offset * size_of(dtype);
+    over |= __builtin_mul_overflow(sizes[i] - 1, strides[i], &step) || __builtin_add_overflow(last, step, &last);
   }
-  return last + 1;
+  over |= last == INT64_MAX || __builtin_mul_overflow(last + 1, size_of(dtype), &bytes);
+  return over ? -1 : bytes;
+}
+
+int32_t no_memory(int64_t bytes) {
+  fprintf(stderr, "no memory for a tensor of %" PRId64 " bytes\n", bytes);
+  return kFailed;
 }
 
 void release(Storage* storage) {
@@ -125,9 +134,10 @@ int32_t NAMED(dtype_bfloat16)() { return kBfloat16; }
 int32_t NAMED(empty_strided)(int64_t dim, const int64_t* sizes, const int64_t* strides, int32_t dtype, int32_t device_type,
                                  int32_t, Tensor** out) {
   if (device_type != 0) return kFailed;
-  const int64_t bytes = extent(dim, sizes, strides) * size_of(dtype);
+  const int64_t bytes = bytes_of(dim, sizes, strides, 0, dtype);
+  if (bytes < 0 || bytes > INT64_MAX - (int64_t)kAlignment) return no_memory(bytes);
   char* memory = bytes ? (char*)aligned_alloc(kAlignment, ((size_t)bytes + kAlignment - 1) / kAlignment * kAlignment) : nullptr;
-  if (bytes && !memory) return kFailed;
+  if (bytes && !memory) return no_memory(bytes);
   Storage* storage = store(memory, bytes, true);
   if (!storage) return free(memory), kFailed;
   return make(storage, 0, dtype, dim, sizes, strides, out);
@@ -136,7 +146,8 @@ int32_t NAMED(empty_strided)(int64_t dim, const int64_t* sizes, const int64_t* s
 int32_t NAMED(create_tensor_from_blob)(void* data, int64_t dim, const int64_t* sizes, const int64_t* strides, int64_t offset,
                                            int32_t dtype, int32_t device_type, int32_t, Tensor** out) {
   if (device_type != 0) return kFailed;
-  Storage* storage = store((char*)data, (offset + extent(dim, sizes, strides)) * size_of(dtype), false);
+  const int64_t bytes = bytes_of(dim, sizes, strides, offset, dtype);
+  Storage* storage = bytes < 0 ? nullptr : store((char*)data, bytes, false);
   return storage ? make(storage, offset, dtype, dim, sizes, strides, out) : kFailed;
 }
 int32_t NAMED(create_tensor_from_blob_v2)(void* data, int64_t dim, const int64_t* sizes, const int64_t* strides, int64_t offset,
@@ -155,6 +166,7 @@ int32_t NAMED(new_tensor_handle)(Tensor* self, Tensor** out) {
   return NAMED(_reinterpret_tensor)(self, self->dim, self->sizes, self->strides, 0, out);
 }
 int32_t NAMED(clone)(Tensor* self, Tensor** out) {
+  if (bytes_of(self->dim, self->sizes, self->strides, 0, self->dtype) != self->numel() * size_of(self->dtype)) return kFailed;  // gaps
   if (NAMED(empty_strided)(self->dim, self->sizes, self->strides, self->dtype, 0, 0, out)) return kFailed;
   const int64_t bytes = (*out)->storage->bytes;
   if (bytes) memcpy((*out)->data(), self->data(), (size_t)bytes);
@@ -175,6 +187,6 @@ int32_t NAMED(get_dtype)(Tensor* self, int32_t* out) { return *out = self->dtype
 int32_t NAMED(get_sizes)(Tensor* self, int64_t** out) { return *out = self->sizes, kOk; }
 int32_t NAMED(get_strides)(Tensor* self, int64_t** out) { return *out = self->strides, kOk; }
 int32_t NAMED(get_device_type)(Tensor*, int32_t* out) { return *out = 0, kOk; }
-int32_t NAMED(get_device_index)(Tensor*, int32_t* out) { return *out = 0, kOk; }
+int32_t NAMED(get_device_index)(Tensor*, int32_t* out) { return *out = -1, kOk; }
 
 }  // extern "C"

@@ -270,6 +270,21 @@ def test_another_machine_is_refused_with_the_command_that_mends_it(
     assert "pllm build tiny.toml" in str(caught.value)
 
 
+def test_an_artifact_that_calls_no_torch_needs_none(artifact_path: Path) -> None:
+    def change(document: Any) -> None:
+        document["requires"]["torch"] = None
+        document["programs"][0]["calls_torch"] = False
+
+    rewrite(artifact_path, change)
+    Artifact.open(artifact_path, machine=replace(Machine.this(), torch="")).wait_verified()
+
+
+def test_a_program_that_calls_torch_must_say_which(artifact_path: Path) -> None:
+    rewrite(artifact_path, lambda d: d["requires"].update(torch=None))  # type: ignore[attr-defined]
+    with pytest.raises(ArtifactDamagedError, match=r"requires\.torch is missing"):
+        Artifact.read(artifact_path)
+
+
 def test_the_same_content_makes_the_same_bytes(tmp_path: Path) -> None:
     first, second = make_artifact(tmp_path / "a/tiny"), make_artifact(tmp_path / "b/tiny")
     assert all_files(first) == all_files(second)

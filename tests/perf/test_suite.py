@@ -22,7 +22,6 @@ from pllm.runtime.engine import Engine
 from pllm.runtime.engine_core import EngineCore
 from pllm.runtime.gate.benchmarks import CALIBRATION
 from pllm.runtime.gate.calibration import Calibration
-from pllm.runtime.program import load_torch
 from pllm.runtime.sampling import Sampler
 from pllm.runtime.sampling_params import SamplingParams
 from pllm.runtime.scheduler import Scheduler
@@ -153,7 +152,6 @@ def test_generate(benchmark, core: EngineCore, batch: int) -> None:
 
 
 def _library(artifact: Path) -> CpuLibrary:
-    load_torch()  # before the operators, wherever a program is to call them later
     library = CpuLibrary.open(artifact / "ops" / "libpllm_ops.so")
     library.set_num_threads(1)
     return library

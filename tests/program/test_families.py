@@ -8,6 +8,7 @@ import torch
 
 from pllm.build.checkpoint import Checkpoint
 from pllm.build.model_source import load_reference
+from pllm.runtime.artifact import Artifact
 from pllm.runtime.engine_core import EngineCore
 from pllm.runtime.sampling_params import SamplingParams
 from pllm.runtime.step import TokenLogprobs
@@ -29,6 +30,8 @@ FLOAT32_BOUND = 1e-4
 BFLOAT16_KV_BOUND = 0.04
 """Of a log probability: keys and values rounded to 8 bits of mantissa."""
 MAX_SKIPPED_SHARE = 0.25
+CALL_TORCH = ("mixtral", "qwen3_moe", "gpt_oss")
+"""Families whose programs sort, and so need torch where they run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,8 @@ def texts() -> list[list[int]]:
 )
 def test_the_artifact_says_what_transformers_says(family: str, builds: Builds, texts: list[list[int]]) -> None:
     built = builds.of(family)
+    needed = Artifact.read(built.artifact).manifest.requires.torch
+    assert (needed is not None) == (family in CALL_TORCH)
     core = EngineCore.open(built.artifact)
     try:
         batch = continued(built.checkpoint, texts)
