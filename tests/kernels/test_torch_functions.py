@@ -1,4 +1,4 @@
-"""The vector functions that a program brings along in place of Sleef's, beside numpy in float64."""
+"""The vector functions that a program brings along in place of Sleef's, beside numpy in more than float64."""
 
 import ctypes
 import subprocess
@@ -62,8 +62,8 @@ def test_a_function(functions: ctypes.CDLL, name: str, largest: float, ulps: flo
     x = x.astype(np.float32)
     y = np.empty_like(x)
     getattr(functions, f"over_{name}")(x.ctypes, y.ctypes, ctypes.c_long(len(x)))
-    exact = getattr(np, name)(x.astype(np.float64))
-    step = np.spacing(np.maximum(np.abs(exact), 1e-30).astype(np.float32)).astype(np.float64)
+    exact = getattr(np, name)(x.astype(np.longdouble))
+    step = np.spacing(np.maximum(np.abs(exact), 1e-30).astype(np.float32)).astype(np.longdouble)
     assert np.max(np.abs(y - exact) / step) <= ulps
 
 

@@ -55,7 +55,10 @@ def texts() -> list[list[int]]:
 def test_the_artifact_says_what_transformers_says(family: str, builds: Builds, texts: list[list[int]]) -> None:
     built = builds.of(family)
     needed = Artifact.read(built.artifact).manifest.requires.torch
-    assert (needed is not None) == (family in CALL_TORCH)
+    if family in CALL_TORCH:
+        assert needed is not None
+    elif torch.__version__ >= "2.13":  # an older one multiplies angles by a product of its own
+        assert needed is None
     core = EngineCore.open(built.artifact)
     try:
         batch = continued(built.checkpoint, texts)
