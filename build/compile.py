@@ -11,13 +11,16 @@ import shutil
 import subprocess
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import msgspec
 import torch
 from torch._inductor import aot_compile
+from torch._inductor.codegen.cpp_wrapper_cpu import CppWrapperCpu
 
 from pllm.build.export import DIMS, program_inputs
 from pllm.build.graph_record import record
@@ -156,13 +159,30 @@ def _write_sources(traced: Traced, options: dict[str, Any]) -> list[Path]:
     """Let Inductor write its C++; the files that make the library."""
     assert traced.program.example_inputs is not None, "an exported program has its example inputs"
     args, kwargs = traced.program.example_inputs
-    written: Any = aot_compile(traced.program.module(check_guards=False), args, kwargs, options=options)
+    with _arrays_by_writer():
+        written: Any = aot_compile(traced.program.module(check_guards=False), args, kwargs, options=options)
     # What has no function in torch's C interface would be called through a proxy that the runtime does not have.
     proxied = Path(options["aot_inductor.output_path"], "model.wrapper.json")
     if proxied.is_file():
         nodes = json.loads(proxied.read_text(encoding="utf-8"))["nodes"]
         raise BuildError(f"no kernel for {', '.join(sorted({node['node']['target'] for node in nodes}))}")
     return [path for path in map(Path, map(str, written)) if path.suffix in (".cpp", ".o")]
+
+
+@contextmanager
+def _arrays_by_writer() -> Iterator[None]:
+    """Same graph, same C++: torch 2.11 knows an array that it wrote again by the address of the bound method that wrote
+    it, which a later one may have or not. So the first such method of each object is kept, and stands for the others.
+    """
+    original = CppWrapperCpu.codegen_int_array_var
+    writers: dict[int, Callable[..., None]] = {}
+
+    def codegen(self: CppWrapperCpu, int_array: str, writeline: Callable[..., None], *args: Any, **kwargs: Any) -> str:
+        owner = getattr(writeline, "__self__", writeline)
+        return original(self, int_array, writers.setdefault(id(owner), writeline), *args, **kwargs)
+
+    with patch.object(CppWrapperCpu, "codegen_int_array_var", codegen):
+        yield
 
 
 def _compile_sources(folder: Path, sources: Sequence[Path], out: Path, operators: Path) -> tuple[tuple[str, ...], bool]:

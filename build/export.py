@@ -22,7 +22,7 @@ from pllm.runtime.manifest import DimRange, KvInfo, ModelInfo, TensorInfo
 __all__ = ["DIMS", "PackedForward", "export", "paged_attention", "program_inputs", "trace"]
 
 _WRAPPER = "causal_lm."
-_LAYER_TYPES = frozenset(("full_attention", "sliding_attention"))
+_LAYER_TYPES = frozenset(("full_attention", "sliding_attention", "attention"))
 """By transformers' names. It tells those apart by masks, of which paged attention gets to know only the window."""
 
 DIMS = {name: DimRange(min=1, max=2**31 - 1) for name in ("tokens", "sequences", "table_width", "rows", "blocks")}
@@ -205,7 +205,9 @@ def _refuse_config(name: str, model: torch.nn.Module) -> None:
     angles that are chosen by the longest sequence of a batch."""
     config: Any = model.config
     text = config.get_text_config()
-    others = sorted(set(getattr(text, "layer_types", None) or ()) - _LAYER_TYPES)
+    # Some hybrids of transformers 5.17 name them by another attribute, and what we can serve by "attention" alone.
+    kinds_of_layers = getattr(text, "layer_types", None) or getattr(text, "layers_block_type", None) or ()
+    others = sorted(set(kinds_of_layers) - _LAYER_TYPES)
     if others:
         raise BuildError(
             f"{name} cannot be built: it has layers of the kind {', '.join(others)}, and those that can be served are "
