@@ -39,8 +39,8 @@ def functions(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     vectors = AVX512 if request.param == "avx512f" else ()
     command = [
         "g++",
+        "-c",
         "-std=c++17",
-        "-shared",
         "-fPIC",
         "-march=x86-64-v3",
         *vectors,
@@ -48,7 +48,10 @@ def functions(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
         "-w",
         f"-I{STAND_IN_FOLDER}",
     ]
-    subprocess.run([*command, "over.cpp", "-o", "over.so"], cwd=folder, check=True)
+    subprocess.run([*command, "over.cpp"], cwd=folder, check=True)
+    # Linked without these flags, which would set this process to flush denormals; and bound to its own functions, for
+    # torch, where a test has loaded it for all to see, has some of the same names.
+    subprocess.run(["g++", "-shared", "-Wl,-Bsymbolic", "over.o", "-o", "over.so"], cwd=folder, check=True)
     return ctypes.CDLL(str(folder / "over.so"))
 
 
