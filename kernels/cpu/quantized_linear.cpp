@@ -54,10 +54,13 @@ PLLM_INLINE vi multiply_add_int8(vi sum, vi w, vi x) { return multiply_add(sum, 
 PLLM_INLINE vi low_halves(vi a) { return _mm512_and_si512(a, _mm512_set1_epi8(15)); }
 PLLM_INLINE vi high_halves(vi a) { return low_halves(_mm512_srli_epi16(a, 4)); }
 PLLM_INLINE vf to_float(vi a) { return _mm512_cvtepi32_ps(a); }
-PLLM_INLINE vi add_whole(vi a, vi b) { return _mm512_add_epi32(a, b); }
 PLLM_INLINE vi rounded(vf a) { return _mm512_cvtps_epi32(a); }
-PLLM_INLINE int32_t reduce_add_whole(vi a) { return _mm512_reduce_add_epi32(a); }
-PLLM_INLINE __m128i narrowed(vi a) { return _mm512_cvtsepi32_epi8(a); }
+PLLM_INLINE vi multiply_whole(vi a, vi b) { return _mm512_mullo_epi32(a, b); }
+PLLM_INLINE vi as_whole(vf a) { return _mm512_castps_si512(a); }
+PLLM_INLINE vf as_floats(vi a) { return _mm512_castsi512_ps(a); }
+PLLM_INLINE vi packed(const vi a[4]) {  // as int8: of each 128 bits four of a[0], of a[1], of a[2] and of a[3]
+  return _mm512_packs_epi16(_mm512_packs_epi32(a[0], a[1]), _mm512_packs_epi32(a[2], a[3]));
+}
 
 #else
 
@@ -76,16 +79,12 @@ PLLM_INLINE vi multiply_add_int8(vi sum, vi w, vi x) {
 PLLM_INLINE vi low_halves(vi a) { return _mm256_and_si256(a, _mm256_set1_epi8(15)); }
 PLLM_INLINE vi high_halves(vi a) { return low_halves(_mm256_srli_epi16(a, 4)); }
 PLLM_INLINE vf to_float(vi a) { return _mm256_cvtepi32_ps(a); }
-PLLM_INLINE vi add_whole(vi a, vi b) { return _mm256_add_epi32(a, b); }
 PLLM_INLINE vi rounded(vf a) { return _mm256_cvtps_epi32(a); }
-PLLM_INLINE int32_t reduce_add_whole(vi a) {
-  const __m128i four = _mm_add_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
-  const __m128i two = _mm_add_epi32(four, _mm_unpackhi_epi64(four, four));
-  return _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32(two, 1)));
-}
-PLLM_INLINE __m128i narrowed(vi a) {
-  const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
-  return _mm_packs_epi16(words, words);
+PLLM_INLINE vi multiply_whole(vi a, vi b) { return _mm256_mullo_epi32(a, b); }
+PLLM_INLINE vi as_whole(vf a) { return _mm256_castps_si256(a); }
+PLLM_INLINE vf as_floats(vi a) { return _mm256_castsi256_ps(a); }
+PLLM_INLINE vi packed(const vi a[4]) {
+  return _mm256_packs_epi16(_mm256_packs_epi32(a[0], a[1]), _mm256_packs_epi32(a[2], a[3]));
 }
 
 #endif
@@ -206,34 +205,43 @@ void tile_of(int64_t rows, const Problem& p, const int8_t* x, const int32_t* sta
   }
 }
 
-// One row, rounded, into its place in a tile.
-void round_into_tile(const float* x, int64_t k, int offset, const Problem& p, int64_t rows, int8_t* to, float* scale, int32_t* start) {
-  const Rounding row = rounding_of(x, k);
-  *scale = row.scale;
-  const int64_t padded = p.quads * kQuad, group = padded / p.groups;
+// `rows` rows of x, rounded: a tile [K/4][rows][4], their scales, and what their sums begin at, [groups][rows]. Four vectors of each
+// row make a vector of quads; transposed, these are vectors of rows, which are stored, and added up for all rows at once.
+void round_tile(const float* x, int64_t x_stride, int64_t k, int offset, const Problem& p, int64_t rows, int8_t* to, float* scale,
+                int32_t* start) {
+  constexpr int kParts = 4, kQuads = kLanes / kParts;  // vectors of a row, and the quads of each
+  vf steps[kLanes];
+  for (int64_t r = 0; r < rows; r++) {
+    const Rounding row = rounding_of(x + r * x_stride, k);
+    scale[r] = row.scale, steps[r] = row.steps;
+  }
+  vf quads[kLanes];
+  PLLM_UNROLL for (int r = 0; r < kLanes; r++) quads[r] = zero();
+  const int64_t group = p.quads / p.groups;
+  int64_t left = group;
   vi sum = set_all(0);
-  int32_t odd_sum = 0;  // where groups do not begin with vectors
-  for (int64_t i = 0; i < padded; i += kLanes) {
-    const vi whole = rounded(mul(load_first(x + i, k - i), row.steps));
-    alignas(16) int8_t bytes[16];
-    _mm_store_si128((__m128i*)bytes, narrowed(whole));
-    const int64_t quads = least(kLanes, padded - i) / kQuad;
-    if (quads == kLanes / kQuad)
-      PLLM_UNROLL for (int j = 0; j < kLanes / (int)kQuad; j++) memcpy(to + i * rows + j * rows * kQuad, bytes + j * kQuad, kQuad);
-    else
-      for (int64_t j = 0; j < quads; j++) memcpy(to + i * rows + j * rows * kQuad, bytes + j * kQuad, kQuad);
-    if (p.groups == 1 || group % kLanes == 0) {
-      sum = add_whole(sum, whole);
-      if ((i + kLanes) % group && i + kLanes < padded) continue;
-      start[i / group * rows] = -offset * reduce_add_whole(sum);
-      sum = set_all(0);
-    } else {
-      for (int64_t j = 0; j < quads * kQuad; j += kQuad) {
-        odd_sum += bytes[j] + bytes[j + 1] + bytes[j + 2] + bytes[j + 3];
-        if ((i + j + kQuad) % group) continue;
-        start[(i + j) / group * rows] = -offset * odd_sum;
-        odd_sum = 0;
-      }
+  for (int64_t quad = 0; quad < p.quads; quad += kLanes) {
+    for (int64_t r = 0; r < rows; r++) {
+      const float* from = x + r * x_stride + quad * kQuad;
+      const int64_t n = k - quad * kQuad;
+      vi part[kParts];
+      if (n >= kParts * kLanes)
+        PLLM_UNROLL for (int j = 0; j < kParts; j++) part[j] = rounded(mul(load(from + j * kLanes), steps[r]));
+      else
+        PLLM_UNROLL for (int j = 0; j < kParts; j++) part[j] = rounded(mul(load_first(from + j * kLanes, n - j * kLanes), steps[r]));
+      quads[r] = as_floats(packed(part));
+    }
+    vf across[kLanes];
+    PLLM_UNROLL for (int r = 0; r < kLanes; r++) across[r] = quads[r];
+    transpose(across);
+    PLLM_UNROLL for (int i = 0; i < kLanes; i++) {
+      if (quad + i >= p.quads) break;
+      const vf each = across[i % kQuads * kParts + i / kQuads];  // `packed` has quad q of part j at q * kParts + j
+      store_first((float*)(to + (quad + i) * rows * kQuad), each, rows);
+      sum = multiply_add(sum, set_all(0x01010101), as_whole(each));
+      if (--left) continue;
+      store_first((float*)start, as_floats(multiply_whole(sum, set_all(-offset))), rows);
+      start += rows, sum = set_all(0), left = group;
     }
   }
 }
@@ -250,9 +258,7 @@ int product(const float* x, int64_t m, int64_t x_stride, int64_t k, Problem p) {
   const bool alone = m * p.n * k <= 65536;
   loop(p.tiles, 1, alone || m * k <= 32768, [&](int, int64_t t, int64_t) {
     const int64_t row = split(m, t, p.tiles), rows = split(m, t + 1, p.tiles) - row;
-    for (int64_t r = 0; r < rows; r++)
-      round_into_tile(x + (row + r) * x_stride, k, Format::kOffset, p, rows, rounded + row * padded + r * kQuad, x_scale + row + r,
-                start + row * p.groups + r);
+    round_tile(x + row * x_stride, x_stride, k, Format::kOffset, p, rows, rounded + row * padded, x_scale + row, start + row * p.groups);
   });
   // Pieces: runs of panels, long enough to be read as a stream; times groups of rows where there are few panels.
   int64_t run_length = most(1, (p.tiles <= 2 ? kDirectBytes : kBlockedBytes) / panel_bytes);

@@ -31,11 +31,10 @@ struct Rounding {
 PLLM_INLINE Rounding rounding_of(const float* x, int64_t k) {
   vf top = zero();
   bool nan = false;
-  for (int64_t i = 0; i < k; i += kLanes) {
-    const vf a = load_first(x + i, k - i);
-    nan |= any_nan(a);
-    top = max(top, absolute(a));
-  }
+  const auto look = [&](vf a) { nan |= any_nan(a), top = max(top, absolute(a)); };
+  int64_t i = 0;
+  for (; i + kLanes <= k; i += kLanes) look(load(x + i));
+  if (i < k) look(load_first(x + i, k - i));
   const float largest = reduce_max(top), steps = 127.0f / largest;
   return {set1(steps < INFINITY ? steps : 0.0f), nan ? NAN : largest / 127.0f};
 }
@@ -43,11 +42,12 @@ PLLM_INLINE Rounding rounding_of(const float* x, int64_t k) {
 PLLM_INLINE void round_row(const float* x, int64_t k, int8_t* to, float* scale) {
   const Rounding row = rounding_of(x, k);
   *scale = row.scale;
-  for (int64_t i = 0; i < k; i += kLanes) {
-    int8_t part[kLanes];
-    store_rounded(part, mul(load_first(x + i, k - i), row.steps));
-    memcpy(to + i, part, (size_t)(k - i < kLanes ? k - i : kLanes));
-  }
+  int64_t i = 0;
+  for (; i + kLanes <= k; i += kLanes) store_rounded(to + i, mul(load(x + i), row.steps));
+  if (i == k) return;
+  int8_t part[kLanes];
+  store_rounded(part, mul(load_first(x + i, k - i), row.steps));
+  memcpy(to + i, part, (size_t)(k - i));
 }
 
 }  // namespace PLLM_ISA

@@ -18,7 +18,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +74,7 @@ def main() -> int:
     living.add_argument("--runs", type=int, default=3)
     living.add_argument("--seconds", type=float, default=300.0)
     living.add_argument("--itself", action="store_true", help="no slowdown: a thing against itself")
+    living.add_argument("--short", action="store_true", help="the short gate of .ci/run, whatever else is given")
     living.add_argument("--quantities", nargs="+", default=["*"])
     living.add_argument("--output", type=Path, help="a file, for each run a line")
     living.set_defaults(run=live)
@@ -175,8 +176,8 @@ def live(arguments: argparse.Namespace) -> int:
         new = Side("slower", copy, path, "gate_proof.slow_worker")
         if arguments.itself:
             new = Side("again", copy)
-        settings = GateSettings(seconds=arguments.seconds)
-        options = GateOptions(settings=settings, only="timings", quantities=tuple(arguments.quantities), itself=True)
+        given = GateOptions(settings=GateSettings(seconds=arguments.seconds), quantities=tuple(arguments.quantities))
+        options = replace(SHORT if arguments.short else given, only="timings", itself=True)
         for number in range(arguments.runs):
             report = gate(base, new, options, said=lambda text: print(text, file=sys.stderr, flush=True))
             assert report.run is not None
