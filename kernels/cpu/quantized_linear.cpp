@@ -22,7 +22,7 @@ constexpr int64_t kPanel = 32, kQuad = 4;
 constexpr int64_t kLine = kPanel * kQuad;            // bytes of a panel for one step of four k
 constexpr int64_t kBlockBytes = 512 << 10;           // of rounded x that panels are multiplied with before the next: stays in L2
 constexpr int64_t kDirectBytes = 64 << 10, kBlockedBytes = 256 << 10;  // of weight, in a piece of the loop
-constexpr int64_t kPiecesEach = 8;                   // at least, for each thread, so that all end together
+constexpr int64_t kPiecesEach = 32;                  // at least, for each thread, so that all end together
 constexpr int64_t kAhead = 4096;                     // bytes of prefetch distance along a weight
 
 PLLM_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
