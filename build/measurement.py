@@ -8,21 +8,26 @@ standard input and writes what was Measured to standard output, both as JSON.
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import msgspec
 
+from pllm.build.cpu_tuning import tune
 from pllm.build.rehearsal import Rehearsal, RehearsalSpec, rehearsal
-from pllm.runtime.certificate import measure_step
+from pllm.runtime.certificate import measure_step, step_of
 from pllm.runtime.errors import BuildError, PllmError
 from pllm.runtime.largest_steps import largest_steps
 from pllm.runtime.latencies import Latency
+from pllm.runtime.machine import cpu_count
+from pllm.runtime.manifest import CpuTuning
 from pllm.runtime.step import SchedulerOutput
 
 __all__ = ["Measured", "Question", "ask", "largest_steps", "measure"]
 
 _DECODE_CONTEXT = 128
 _PREFILL_SIZES = (32, 128)
+_TUNED_PREFILL = 128
 
 
 class Question(msgspec.Struct, frozen=True):
@@ -30,6 +35,8 @@ class Question(msgspec.Struct, frozen=True):
 
     spec: RehearsalSpec
     buckets: tuple[int, ...]
+    threads: tuple[int, ...]
+    """Numbers of threads to choose from."""
 
 
 class Measured(msgspec.Struct, frozen=True):
@@ -39,6 +46,7 @@ class Measured(msgspec.Struct, frozen=True):
     """By how much the largest step makes the process grow."""
     runtime: int
     """What the process holds beside the weights and the KV pool, between steps."""
+    tuning: CpuTuning
     decode: tuple[Latency, ...]
     prefill: tuple[Latency, ...]
 
@@ -59,12 +67,34 @@ def measure(question: Question) -> Measured:
     with rehearsal(question.spec) as opened:
         config = opened.config
         activations, runtime = _memory(opened)
+        tuning = _tune(opened, question)
         largest = min(config.max_num_batched_tokens, config.max_model_len)
         context = min(_DECODE_CONTEXT, config.max_model_len)
         decode = tuple(_latency(opened, bucket, bucket, context) for bucket in question.buckets)
         sizes = sorted({min(size, largest) for size in (*_PREFILL_SIZES, largest)})
         prefill = tuple(_latency(opened, 1, size, size) for size in sizes)
-    return Measured(activations, runtime, decode, prefill)
+    return Measured(activations, runtime, tuning, decode, prefill)
+
+
+def _tune(opened: Rehearsal, question: Question) -> CpuTuning:
+    """By a step of one sequence, one of the largest bucket, and a prompt; leaves the library as it is tuned."""
+    config = opened.config
+    context, prompt = min(_DECODE_CONTEXT, config.max_model_len), min(_TUNED_PREFILL, config.max_num_batched_tokens)
+    shapes = ((1, 1, context), (max(question.buckets),) * 2 + (context,), (1, prompt, prompt))
+    steps = [step_of(config, num_seqs, num_tokens, length) for num_seqs, num_tokens, length in shapes]
+
+    def use(tuning: CpuTuning) -> None:
+        opened.library.set_num_threads(tuning.threads)
+        opened.library.set_tiling(tuning.streamed, tuning.blocked, tuning.rows)
+
+    def times(tuning: CpuTuning) -> list[float]:
+        use(tuning)
+        return [_seconds(opened, step) for step in steps]
+
+    start = CpuTuning(cores=cpu_count(), threads=question.threads[0])
+    best = tune(start, question.threads, times)
+    use(best)
+    return best
 
 
 def _memory(opened: Rehearsal) -> tuple[int, int]:
@@ -87,6 +117,12 @@ def _memory(opened: Rehearsal) -> tuple[int, int]:
 def _latency(opened: Rehearsal, num_seqs: int, num_tokens: int, context: int) -> Latency:
     ms = measure_step(opened.runner, opened.config, num_seqs, num_tokens, context)
     return Latency(num_seqs, num_tokens, context, round(ms, 4))
+
+
+def _seconds(opened: Rehearsal, step: SchedulerOutput) -> float:
+    began = time.perf_counter()
+    opened.runner.execute(step)
+    return time.perf_counter() - began
 
 
 def _status(field: str) -> int:

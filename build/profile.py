@@ -8,7 +8,7 @@ from pllm.build.progress import StageProgress
 from pllm.build.rehearsal import RehearsalSpec
 from pllm.runtime.gate.calibration import Calibration
 from pllm.runtime.latencies import Latencies
-from pllm.runtime.machine import cpu_name
+from pllm.runtime.machine import cpu_name, thread_counts
 from pllm.runtime.manifest import EngineDefaults
 from pllm.runtime.memory import MemoryLedger, format_bytes
 
@@ -19,7 +19,8 @@ def profile(build: Build, progress: StageProgress) -> None:
     """Measure latencies and memory; choose the prefill chunk. Raises BuildError where nothing can be measured."""
     engine = build.recipe.engine
     buckets = tuple(sorted(int(bucket) for bucket in engine.buckets))
-    measured = ask(Question(RehearsalSpec.of(build), buckets))
+    threads = (engine.threads,) if isinstance(engine.threads, int) else thread_counts()
+    measured = ask(Question(RehearsalSpec.of(build), buckets, threads))
     latencies = Latencies((*measured.decode, *measured.prefill), Calibration().seconds(), cpu_name())
     document = msgspec.json.format(msgspec.json.encode(latencies), indent=1)
     build.staging.path("measured/latency.json").write_bytes(document + b"\n")
@@ -38,10 +39,12 @@ def profile(build: Build, progress: StageProgress) -> None:
         max_num_batched_tokens=engine.max_num_batched_tokens,
         memory=engine.memory,
         threads=engine.threads,
+        tuning=measured.tuning,
         buckets=buckets,
         prefill_chunk=chunk,
         inter_token_target_ms=target,
     )
+    progress.say(f"tuned: {measured.tuning}")
     progress.say(", ".join(f"decode {row.num_seqs}: {row.ms:.2f} ms" for row in measured.decode))
     progress.say(", ".join(f"prefill {row.num_tokens}: {row.ms:.2f} ms" for row in measured.prefill))
     progress.say(

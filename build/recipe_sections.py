@@ -122,7 +122,10 @@ class EngineSection:
         example=100.0,
     )
     threads: int | str = _key(
-        Whole(1, 1024, words=("auto",)), "CPU threads of the engine; auto is the cores it may use.", "auto"
+        Whole(1, 1024, words=("auto",)),
+        "CPU threads of the engine; auto is what the build's steps ran fastest with, or, on a machine with other cores "
+        "than the build's, as many as there are.",
+        "auto",
     )
 
 

@@ -68,6 +68,7 @@ class Rehearsal:
     """The opened program and what it runs on."""
 
     program: Program
+    library: CpuLibrary
     pool: KvPool
     runner: ModelRunner
     config: SchedulerConfig
@@ -134,4 +135,4 @@ def rehearsal(spec: RehearsalSpec) -> Iterator[Rehearsal]:
             vocab_size=spec.vocab_size,
         )
         runner = ModelRunner(program, pool, library, config, num_threads=spec.num_threads)
-        yield Rehearsal(program, pool, runner, config, sum(path.stat().st_size for path in files))
+        yield Rehearsal(program, library, pool, runner, config, sum(path.stat().st_size for path in files))

@@ -176,6 +176,8 @@ def _open_on_cpu(
         library = CpuLibrary.open(operators[0])
     except OperatorError as error:
         raise ArtifactMismatchError(str(error)) from error
+    if tuning := manifest.engine.tuning:
+        library.set_tiling(tuning.streamed, tuning.blocked, tuning.rows)
     told("operators")
     weights = opened.map_weights()
     resources.callback(weights.close)
@@ -227,4 +229,7 @@ def _threads(manifest: Manifest, threads: int | None) -> int:
         raise UserInputError(f"threads={threads} must be 1 to 1024")
     if threads is not None:
         return threads
-    return manifest.engine.threads if isinstance(manifest.engine.threads, int) else cpu_count()
+    if isinstance(manifest.engine.threads, int):
+        return manifest.engine.threads
+    cores, tuning = cpu_count(), manifest.engine.tuning
+    return cores if tuning is None else tuning.threads_on(cores)

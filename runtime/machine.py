@@ -19,6 +19,7 @@ __all__ = [
     "cpu_features",
     "cpu_name",
     "glibc_version",
+    "thread_counts",
     "torch_cuda_version",
     "torch_version",
 ]
@@ -127,6 +128,20 @@ def cpu_count(root: Path = _ROOT) -> int:
         if quota is not None:
             count = min(count, quota)
     return max(1, int(count))
+
+
+def thread_counts(root: Path = _ROOT) -> tuple[int, ...]:
+    """What may be the best number of threads here, the likeliest first: the cores this process may use; as many as have
+    an arithmetic unit of their own, where two share one; and half of them, where memory is what they wait for."""
+    cores = cpu_count(root)
+    siblings = set()
+    for cpu in os.sched_getaffinity(0):
+        file = root / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list"
+        try:
+            siblings.add(file.read_text(encoding="ascii").strip())
+        except OSError:
+            return (cores,)
+    return tuple(dict.fromkeys((cores, min(cores, len(siblings)), max(1, cores // 2) if cores >= 4 else cores)))
 
 
 def _available_to_the_machine(root: Path) -> int:

@@ -20,6 +20,7 @@ __all__ = [
     "FORMAT_VERSION",
     "CertificateSummary",
     "Constant",
+    "CpuTuning",
     "DimRange",
     "EngineDefaults",
     "FileEntry",
@@ -37,11 +38,12 @@ __all__ = [
     "tuning_notice",
 ]
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 """Raised whenever an older runtime would misread, or a newer one could not read, what is written."""
 
 Count = Annotated[int, msgspec.Meta(ge=0, lt=2**62)]
 Positive = Annotated[int, msgspec.Meta(ge=1, lt=2**62)]
+Tiling = Annotated[int, msgspec.Meta(ge=-4, le=4)]
 Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -220,6 +222,27 @@ _KV_BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
 _SCALE_BYTES = 4
 
 
+class CpuTuning(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What the build's steps ran fastest with. Tiling is in powers of two from the operators' own (`pllm_set_tiling` of
+    kernels/cpu/api.h); results depend on none of it."""
+
+    cores: Positive
+    """That the build could use: elsewhere ``threads`` says nothing."""
+    threads: Positive
+    streamed: Tiling = 0
+    blocked: Tiling = 0
+    rows: Tiling = 0
+
+    def threads_on(self, cores: int) -> int:
+        """Threads for a process that may use so many cores."""
+        return self.threads if cores == self.cores else cores
+
+    def __str__(self) -> str:
+        sizes = {"weights of few rows": self.streamed, "of many": self.blocked, "rows": self.rows}
+        pieces = ", ".join(f"{name} {2.0**powers:g}" for name, powers in sizes.items())
+        return f"{self.threads} threads on {self.cores} cores; times the default: {pieces}"
+
+
 class EngineDefaults(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The engine's limits as built; at the start they may be lowered."""
 
@@ -228,7 +251,9 @@ class EngineDefaults(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     max_num_batched_tokens: Positive
     memory: MemorySetting
     threads: Positive | str
-    """A number, or ``auto``: the cores that the process may use."""
+    """A number, or ``auto``: as tuned, or where other cores are there, as many."""
+    tuning: CpuTuning | None = None
+    """None on a GPU."""
     buckets: tuple[Positive, ...]
     prefill_chunk: Positive
     """New prompt tokens of one sequence a step, at most: chosen from the measured latencies."""

@@ -11,7 +11,7 @@
 extern "C" {
 #endif
 
-enum { PLLM_ABI_VERSION = 5 };
+enum { PLLM_ABI_VERSION = 6 };
 enum { PLLM_OK = 0, PLLM_INVALID_ARGUMENT = 1, PLLM_OUT_OF_MEMORY = 2, PLLM_UNSUPPORTED_CPU = 3 };
 enum { PLLM_FLOAT32 = 0, PLLM_BFLOAT16 = 1, PLLM_INT8 = 2 };  // int8: a cache only
 enum { PLLM_MAX_HEAD_DIM = 512 };
@@ -26,6 +26,11 @@ PLLM_EXPORT int pllm_init(char* isa_out, size_t size);
 PLLM_EXPORT const char* pllm_cpu_isa(void);  // "" when no supported instruction set was found
 PLLM_EXPORT int pllm_set_num_threads(int threads);
 PLLM_EXPORT int pllm_num_threads(void);
+
+// How much of a product is done at a time, in powers of two from what it is by default, -4 to 4: of weights in a piece that few
+// rows are multiplied with, in one that many are, and of rows that a piece's weights are multiplied with in turn. No result depends
+// on it. For the whole process, and before steps run.
+PLLM_EXPORT int pllm_set_tiling(int streamed, int blocked, int rows);
 
 // y[M,N] = x[M,K] W^T + bias, float32 arithmetic; W packed as kernels/packing.py: pack_linear.
 PLLM_EXPORT int pllm_linear(const float* x, int64_t m, int64_t x_stride, const void* weight, int weight_dtype, int64_t n,

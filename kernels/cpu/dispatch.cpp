@@ -79,6 +79,7 @@ const Choice& choice() {
 }
 
 int threads_wanted = 0;  // 0: as many as there are processors for this process
+Tiling tiles = {0, 0, 0};
 
 int processors() {
   cpu_set_t set;  // too small a set for some machines
@@ -191,6 +192,8 @@ void* scratch(ScratchSlot slot, size_t bytes) {
   return b.memory[slot];
 }
 
+const Tiling& tiling() { return tiles; }
+
 int num_threads() {
   return threads_wanted > 0 ? threads_wanted : processors();
 }
@@ -227,6 +230,14 @@ int pllm_set_num_threads(int threads) {
 }
 
 int pllm_num_threads(void) { return num_threads(); }
+
+int pllm_set_tiling(int streamed, int blocked, int rows) {
+  const int each[] = {streamed, blocked, rows};
+  for (int powers : each)
+    if (powers < -4 || powers > 4) return fail(PLLM_INVALID_ARGUMENT, "a tiling of %d powers of two: -4 to 4 are possible", powers);
+  tiles = {streamed, blocked, rows};
+  return PLLM_OK;
+}
 
 int pllm_linear(const float* x, int64_t m, int64_t x_stride, const void* weight, int weight_dtype, int64_t n, int64_t k,
                 const float* bias, float* y, int64_t y_stride) {

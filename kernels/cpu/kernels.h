@@ -17,6 +17,13 @@ namespace pllm {
 enum ScratchSlot { kScratchInput, kScratchWorkers, kScratchItems, kScratchPartials, kScratchSlots };
 void* scratch(ScratchSlot slot, size_t bytes);
 
+// As pllm_set_tiling was told.
+struct Tiling {
+  int streamed, blocked, rows;
+};
+const Tiling& tiling();
+static inline int64_t scaled(int64_t size, int powers) { return powers < 0 ? size >> -powers : size << powers; }
+
 // Notes what pllm_last_error() says in this thread, and returns the code.
 __attribute__((format(printf, 2, 3))) int fail(int code, const char* format, ...);
 

@@ -50,6 +50,7 @@ _I64, _INT = ctypes.c_int64, ctypes.c_int
 _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "pllm_init": (ctypes.c_char_p, ctypes.c_size_t),
     "pllm_set_num_threads": (_INT,),
+    "pllm_set_tiling": (_INT, _INT, _INT),
     "pllm_linear": (_pointer, _I64, _I64, _pointer, _INT, _I64, _I64, _pointer, _pointer, _I64),
     "pllm_embedding": (_pointer, _I64, _pointer, _INT, _I64, _I64, _pointer, _I64),
     "pllm_quantized_linear": (_pointer, _I64, _I64, _pointer, _pointer, _I64, _I64, _I64, _pointer, _pointer, _I64),
@@ -117,6 +118,10 @@ class CpuLibrary:
     def set_num_threads(self, threads: int) -> None:
         """Threads of every operator from now on; the processors of this process until this is called."""
         self.call("pllm_set_num_threads", threads)
+
+    def set_tiling(self, streamed: int, blocked: int, rows: int) -> None:
+        """How much of a product is done at a time, as `pllm_set_tiling` of api.h has it; in this process."""
+        self.call("pllm_set_tiling", streamed, blocked, rows)
 
     def linear(
         self,

@@ -124,7 +124,7 @@ void direct(const Problem& p, int64_t panel0, int64_t panel1, int64_t tile0, int
 template <class T>
 void blocked(const Problem& p, int64_t panel0, int64_t panel1, int64_t tile0, int64_t tile1, float* wide) {
   constexpr int lines = 4 * kPanel * (int)sizeof(T) / 64;  // cache lines of weight per four steps of K
-  const int64_t blocks = (tile1 - tile0 + kBlockTiles - 1) / kBlockTiles;
+  const int64_t block_tiles = scaled(kBlockTiles, tiling().rows), blocks = (tile1 - tile0 + block_tiles - 1) / block_tiles;
   for (int64_t block = 0; block < blocks; block++) {
     const int64_t t0 = tile0 + split(tile1 - tile0, block, blocks), t1 = tile0 + split(tile1 - tile0, block + 1, blocks);
     const int64_t step = 64 * ((lines + t1 - t0 - 1) / (t1 - t0));
@@ -197,7 +197,7 @@ int linear(const float* x, int64_t m, int64_t x_stride, const void* weight, int 
   }
   // Pieces: runs of panels, long enough to be read as a stream; times groups of rows where there are few panels.
   const int64_t bytes = k * kPanel * (weight_dtype == PLLM_FLOAT32 ? 4 : 2);
-  int64_t run_length = most(1, (p.tiles <= kDirectTiles ? kDirectBytes : kBlockedBytes) / bytes);
+  int64_t run_length = most(1, (p.tiles <= kDirectTiles ? scaled(kDirectBytes, tiling().streamed) : scaled(kBlockedBytes, tiling().blocked)) / bytes);
   while (run_length > 1 && panels < run_length * kPiecesEach * num_threads()) run_length /= 2;
   const int64_t runs = (panels + run_length - 1) / run_length;
   int64_t across = 1;

@@ -261,7 +261,7 @@ int product(const float* x, int64_t m, int64_t x_stride, int64_t k, Problem p) {
     round_tile(x + row * x_stride, x_stride, k, Format::kOffset, p, rows, rounded + row * padded, x_scale + row, start + row * p.groups);
   });
   // Pieces: runs of panels, long enough to be read as a stream; times groups of rows where there are few panels.
-  int64_t run_length = most(1, (p.tiles <= 2 ? kDirectBytes : kBlockedBytes) / panel_bytes);
+  int64_t run_length = most(1, (p.tiles <= 2 ? scaled(kDirectBytes, tiling().streamed) : scaled(kBlockedBytes, tiling().blocked)) / panel_bytes);
   while (run_length > 1 && panels < run_length * kPiecesEach * num_threads()) run_length /= 2;
   const int64_t runs = (panels + run_length - 1) / run_length;
   int64_t across = 1;
@@ -269,7 +269,7 @@ int product(const float* x, int64_t m, int64_t x_stride, int64_t k, Problem p) {
   loop(runs * across, 1, alone, [&](int, int64_t piece, int64_t) {
     const int64_t panel0 = piece / across * run_length, panel1 = least(panels, panel0 + run_length);
     const int64_t tile0 = split(p.tiles, piece % across, across), tile1 = split(p.tiles, piece % across + 1, across);
-    const int64_t step = most(1, kBlockBytes / (Format::kTileRows * padded));
+    const int64_t step = most(1, scaled(kBlockBytes, tiling().rows) / (Format::kTileRows * padded));
     for (int64_t t0 = tile0; t0 < tile1; t0 += step) {
       for (int64_t panel = panel0; panel < panel1; panel++) {
         for (int64_t t = t0; t < least(tile1, t0 + step); t++) {

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pllm.runtime.machine import Machine, available_memory, cpu_count, cpu_features
+from pllm.runtime.machine import Machine, available_memory, cpu_count, cpu_features, thread_counts
 
 
 def lay(root: Path, files: dict[str, str]) -> Path:
@@ -61,6 +61,16 @@ def test_the_cpu_quota_cuts_the_affinity_mask(tmp_path: Path) -> None:
     assert cpu_count(lay(tmp_path, files | {"sys/fs/cgroup/cpu.max": "max 100000"})) == cores
     assert cpu_count(lay(tmp_path, files | {"sys/fs/cgroup/cpu.max": "100000 100000"})) == 1
     assert cpu_count(lay(tmp_path, files | {"sys/fs/cgroup/cpu.max": "5000 100000"})) == 1
+
+
+def test_threads_that_share_a_core_are_tried_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
+    place = "sys/devices/system/cpu/cpu{}/topology/thread_siblings_list".format
+    files = {"proc/self/cgroup": "0::/\n"}
+    assert thread_counts(lay(tmp_path, files)) == (4,)  # nothing is known
+    assert thread_counts(lay(tmp_path, files | {place(cpu): f"{cpu}\n" for cpu in range(4)})) == (4, 2)
+    assert thread_counts(lay(tmp_path, {place(cpu): f"{cpu % 2},{cpu % 2 + 2}\n" for cpu in range(4)})) == (4, 2)
+    assert thread_counts(lay(tmp_path, {"sys/fs/cgroup/cpu.max": "100000 100000"})) == (1,)
 
 
 def test_features_are_the_first_processor_s(tmp_path: Path) -> None:

@@ -69,4 +69,4 @@ def test_a_measurement_that_fails_says_why(tmp_path: Path) -> None:
         vocab_size=1,
     )
     with pytest.raises(BuildError, match=r"cannot be measured: .*ops\.so"):
-        ask(Question(spec, (1,)))
+        ask(Question(spec, (1,), (1,)))

@@ -11,6 +11,7 @@ from pllm.build.measurement import Measured, Question
 from pllm.build.rehearsal import RehearsalSpec
 from pllm.runtime.artifact import Artifact
 from pllm.runtime.engine_core import LOGIT_ROWS
+from pllm.runtime.machine import cpu_count
 
 SCRIPT = """
 import sys, msgspec
@@ -35,7 +36,7 @@ def question(artifact: Path) -> Question:
         num_threads=1,
         vocab_size=manifest.model.vocab_size,
     )
-    return Question(spec, (1, 2))
+    return Question(spec, (1, 2), (1, 2))
 
 
 def asked_by_a_script(question: Question) -> Measured:
@@ -63,6 +64,11 @@ def test_the_table_has_every_bucket_and_the_prefills(question: Question, measure
     assert all(row.ms > 0 for row in (*measured.decode, *measured.prefill))
 
 
+def test_it_is_tuned_among_what_was_asked(measured: Measured) -> None:
+    assert measured.tuning.threads in (1, 2)
+    assert measured.tuning.cores == cpu_count()
+
+
 def test_activations_are_the_largest_steps_tensors(question: Question, measured: Measured, artifact: Path) -> None:
     manifest = Artifact.read(artifact).manifest
     logits = max(LOGIT_ROWS, question.spec.max_num_seqs) * manifest.model.vocab_size * 4
@@ -75,4 +81,4 @@ def test_activations_are_neither_the_weights_nor_the_pool(question: Question, ar
     manifest = Artifact.read(artifact).manifest
     small = msgspec.structs.replace(question.spec, max_num_seqs=1, max_num_batched_tokens=16, max_model_len=256)
     pool = manifest.kv.block_bytes * small.max_model_len // manifest.kv.block_size
-    assert 0 < asked_by_a_script(Question(small, (1,))).activations < min(pool, manifest.memory.weights)
+    assert 0 < asked_by_a_script(Question(small, (1,), (1,))).activations < min(pool, manifest.memory.weights)

@@ -82,6 +82,20 @@ def test_a_row_has_the_same_bits_in_any_batch(built_libraries: list[CpuLibrary],
         )
 
 
+def test_tiling_changes_no_bit(library: CpuLibrary) -> None:
+    rounded, scale = quantize_int8(torch.randn(300, 520))
+    weight = pack_quantized(rounded).numpy()
+    x = torch.randn(90, 520).numpy()
+    expected = [library.quantized_linear(x[:m], weight, scale.numpy(), None, 300) for m in (1, 8, 90)]
+    try:
+        for tiling in ((-4, -4, -4), (4, 4, 4), (1, -1, 2)):
+            library.set_tiling(*tiling)
+            got = [library.quantized_linear(x[:m], weight, scale.numpy(), None, 300) for m in (1, 8, 90)]
+            assert all(np.array_equal(a, b) for a, b in zip(got, expected, strict=True))
+    finally:
+        library.set_tiling(0, 0, 0)
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_a_row_that_is_not_finite_spoils_no_other(library: CpuLibrary, value: float) -> None:
     x = np.random.default_rng().standard_normal((6, 50), np.float32)

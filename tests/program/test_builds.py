@@ -31,7 +31,8 @@ def command(recipe: Path, target: Path) -> list[str]:
 def settled(artifact: Path) -> dict[str, Any]:
     """The manifest without what was measured."""
     document = msgspec.json.decode((artifact / MANIFEST).read_bytes())
-    del document["memory"], document["engine"]["prefill_chunk"], document["files"][MEASURED]
+    del document["memory"], document["files"][MEASURED]
+    del document["engine"]["prefill_chunk"], document["engine"]["tuning"]
     return document
 
 
