@@ -8,7 +8,7 @@
 W1: one request, 128 tokens in and 32 out. W2: eight at once. W3: 32 requests of 16 to 256 tokens in and 8 to 64 out, 16
 at a time. W4: cold processes. Peers are of one precision: in float32 every side computes in float32, and an artifact's
 label should say how it stores weights; in int8 and int4 the sides hold their weights so, and each computes as it likes.
-Prints one Markdown table and writes every figure to tests/perf/results/.
+Prints one Markdown table, and writes every figure and a plot to tests/perf/results/.
 """
 
 import argparse
@@ -28,6 +28,7 @@ from pllm.runtime.errors import PllmError
 from .comparison import Comparison
 from .installed import PEERS, PRECISIONS, side_of
 from .metrics import METRICS
+from .plot import plot
 from .sides import ROOT, Side, Trial, TrialError
 
 RESULTS = ROOT / "tests" / "perf" / "results"
@@ -172,6 +173,8 @@ def write(
     options.output.mkdir(parents=True, exist_ok=True)
     target: Path = options.output / f"{date.replace(':', '')}-{options.checkpoint.stem}-{options.precision}.json"
     target.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    title = f"{options.checkpoint.stem}, {PRECISIONS[options.precision]}, {options.threads} threads, {date:.10}"
+    target.with_suffix(".svg").write_text(plot(comparison, title), encoding="utf-8")
     return target
 
 

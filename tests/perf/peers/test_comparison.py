@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from hypothesis import given, settings
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from .comparison import Comparison, order_of_round
 from .disturbance import CpuAccount
 from .metrics import METRICS
+from .plot import plot
 from .ratios import Ratio
 from .sides import Side, Trial
 from .worker import Pass
@@ -122,3 +124,24 @@ def test_what_a_pass_says() -> None:
     assert single.metrics() == {"first_token": 0.5, "decode_rate": 2.0}
     several = Pass(None, 2.0, [[1, 2], [3, 4, 5, 6]])
     assert several.metrics() == {"output_rate": 3.0}
+
+
+def test_the_plot_has_a_bar_for_each_side_as_long_as_its_median() -> None:
+    comparison = Comparison([OURS, THEIRS])
+    figures = {"pllm": ([30.0, 20.0, 40.0], 1e9), "other": ([10.0], 2e9)}
+    comparison.trials["W1"] = {
+        label: [trial(decode_rate=rate, peak_rss=rss, kv_utilisation=0.9) for rate in rates]
+        for label, (rates, rss) in figures.items()
+    }
+    root = ElementTree.fromstring(plot(comparison, "a <title>"))
+    space = "{http://www.w3.org/2000/svg}"
+    texts = [text.text for text in root.iter(f"{space}text")]
+    assert texts[0] == "a <title>"
+    assert [text for text in texts if text and "better" in text] == [
+        "W1: decode, tokens/s (more is better)",
+        "W1: peak RSS, MB (less is better)",
+    ]
+    widths = [float(bar.attrib["width"]) for bar in root.iter(f"{space}rect") if "%" not in bar.attrib["width"]]
+    assert widths[0] / widths[1] == pytest.approx(3, rel=0.01)
+    assert widths[2] / widths[3] == pytest.approx(0.5, rel=0.01)
+    assert [texts[3], texts[5], texts[8], texts[10]] == ["30", "10", "1,000", "2,000"]
