@@ -118,12 +118,14 @@ contracts: venv
 bench: venv
 	PYTHONSAFEPATH=1 $(BIN)/python tests/perf/bench_kernels.py
 
-# This tree beside the commit that is pinned, each built and run by its own code; reports in .scratch/gate/.
+# This tree beside the commit that is pinned, each built and run by its own code; reports in .scratch/gate/, and in the
+# history that pllm report draws.
 GATE_FLAGS ?= --seconds 420
 gate: venv
-	@mkdir -p .scratch/gate
+	@mkdir -p .scratch/gate; rm -f .scratch/gate/gate.json
 	$(BIN)/pllm gate --pin tests/perf/gate.toml --work .scratch/gate --json .scratch/gate/gate.json \
-		--markdown .scratch/gate/gate.md --html .scratch/gate/gate.html $(GATE_FLAGS)
+		--markdown .scratch/gate/gate.md --html .scratch/gate/gate.html $(GATE_FLAGS); code=$$?; \
+		test ! -f .scratch/gate/gate.json || $(BIN)/pllm report .scratch/gate/gate.json >/dev/null; exit $$code
 
 # What one API process streams when the model costs nothing.
 bench-edge: venv
