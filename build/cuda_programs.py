@@ -19,8 +19,8 @@ from pllm.build.quantize import write_constants
 from pllm.build.sampled_forward import SAMPLED_DIMS, SampledForward, sampler_inputs
 from pllm.build.traced import Traced
 from pllm.runtime.cuda.program_set import MIXED, decode_name
-from pllm.runtime.engine_core import LOGIT_ROWS
 from pllm.runtime.manifest import DimRange, KvInfo
+from pllm.runtime.scheduler_config import LOGIT_ROWS
 
 __all__ = ["CudaProgram", "program_dims", "rewrite_programs", "step_shapes", "trace_program", "write_weights"]
 

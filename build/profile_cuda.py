@@ -11,11 +11,10 @@ from pllm.build.progress import StageProgress
 from pllm.runtime.certificate import measure_step
 from pllm.runtime.cuda.accelerator import Accelerator, open_accelerator
 from pllm.runtime.cuda.served_model import ServedModel, ServedSpec
-from pllm.runtime.engine_core import LOGIT_ROWS
 from pllm.runtime.latencies import Latencies, Latency
 from pllm.runtime.manifest import EngineDefaults
 from pllm.runtime.memory import MemoryPlan, format_bytes, setting_for
-from pllm.runtime.scheduler_config import SchedulerConfig
+from pllm.runtime.scheduler_config import LOGIT_ROWS, SchedulerConfig
 
 __all__ = ["profile_cuda", "served_model"]
 

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from pllm.kernels.cpu.library import CpuLibrary
 from pllm.runtime.artifact import MappedWeights
 from pllm.runtime.engine import Engine
-from pllm.runtime.engine_core import LOGIT_ROWS
 from pllm.runtime.kv_pool import KvPool
 from pllm.runtime.machine import cpu_count
 from pllm.runtime.manifest import KvInfo, ProgramInfo
@@ -21,7 +20,7 @@ from pllm.runtime.model_runner import ModelRunner
 from pllm.runtime.program import Program, load_torch
 from pllm.runtime.safetensors_file import SafetensorsFile
 from pllm.runtime.scheduler import Scheduler
-from pllm.runtime.scheduler_config import SchedulerConfig
+from pllm.runtime.scheduler_config import LOGIT_ROWS, SchedulerConfig
 
 if TYPE_CHECKING:
     from pllm.build.pipeline import Build

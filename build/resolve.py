@@ -14,6 +14,7 @@ from pllm.runtime.gpu import Gpu, find_gpu
 from pllm.runtime.machine import torch_cuda_version
 from pllm.runtime.manifest import KvInfo
 from pllm.runtime.memory import MemoryLedger, MemoryPlan, format_bytes
+from pllm.runtime.scheduler_config import LOGIT_ROWS
 
 __all__ = [
     "CONTEXT_LIMIT",
@@ -30,6 +31,7 @@ CONTEXT_LIMIT = 8192
 
 _KV_DTYPES = {"auto": "float32", "float32": "float32", "bf16": "bfloat16", "int8": "int8"}
 _OLDEST_SM = 80
+_ACTIVATION_BYTES = {"cpu": 4, "cuda": 2}
 _VALUE_BYTES = {"float32": 4.0, "bf16": 2.0, "int8": 1.0, "int4": 0.5625}
 """A weight's; int4 with its share of a scale."""
 
@@ -42,6 +44,8 @@ class ModelFacts:
     num_layers: int
     num_kv_heads: int
     head_dim: int
+    hidden_size: int
+    vocab_size: int
 
     @classmethod
     def of(cls, config: Mapping[str, Any], label: str) -> "ModelFacts":
@@ -63,6 +67,8 @@ class ModelFacts:
             num_layers=term("num_hidden_layers", "n_layer"),
             num_kv_heads=term("num_key_value_heads", "num_attention_heads", "n_head"),
             head_dim=term("head_dim") if text.get("head_dim") else width // heads,
+            hidden_size=width,
+            vocab_size=term("vocab_size"),
         )
 
 
@@ -164,7 +170,8 @@ def kv_info(recipe: Recipe, facts: ModelFacts) -> KvInfo:
 def refuse_what_cannot_fit(recipe: Recipe, checkpoint: Checkpoint, available: int, say: Callable[[str], None]) -> None:
     """Raise DoesNotFitError (exit 2) where a resolved recipe's weights and one sequence exceed the available bytes.
 
-    A forecast from headers: activations and libraries, which only the profile stage knows, count as nothing here.
+    A forecast from headers: of activations, which only the profile stage knows, it counts the logits, and the hidden
+    states before and after a norm; of libraries nothing.
     """
     values = sum(_elements(stored.entry.shape) for stored in checkpoint.tensors.values())
     weights = int(values * _VALUE_BYTES[recipe.quantization.weights])
@@ -188,14 +195,20 @@ def refuse_download(recipe: Recipe, config: Mapping[str, Any], num_bytes: int, a
 
 
 def _refuse(recipe: Recipe, facts: ModelFacts, weights: int, max_model_len: int, available: int) -> None:
-    ledger = MemoryLedger(weights=weights, activations=0, runtime=0, kv_block=kv_info(recipe, facts).block_bytes)
+    engine = recipe.engine
+    logits = max(LOGIT_ROWS, engine.max_num_seqs) * facts.vocab_size
+    values = logits + 2 * engine.max_num_batched_tokens * facts.hidden_size
+    activations = _ACTIVATION_BYTES.get(recipe.device.kind, 2) * values
+    ledger = MemoryLedger(
+        weights=weights, activations=activations, runtime=0, kv_block=kv_info(recipe, facts).block_bytes
+    )
     try:
         MemoryPlan.solve(
             ledger,
-            block_size=recipe.engine.block_size,
+            block_size=engine.block_size,
             max_model_len=max_model_len,
-            max_num_seqs=recipe.engine.max_num_seqs,
-            memory=recipe.engine.memory,
+            max_num_seqs=engine.max_num_seqs,
+            memory=engine.memory,
             available=available,
         )
     except DoesNotFitError as error:

@@ -20,14 +20,12 @@ from pllm.runtime.model_runner import ModelRunner as CpuModelRunner
 from pllm.runtime.program import Program, load_torch
 from pllm.runtime.prompt_pace import LONGEST_STEP
 from pllm.runtime.scheduler import Scheduler
-from pllm.runtime.scheduler_config import SchedulerConfig
+from pllm.runtime.scheduler_config import LOGIT_ROWS, SchedulerConfig
 from pllm.runtime.shipped_forms import shipped_forms
 
-__all__ = ["LOGIT_ROWS", "EngineCore"]
+__all__ = ["EngineCore"]
 
 _PROGRAM = "main"
-LOGIT_ROWS = 64
-"""A step's rows of logits, at least: prompts whose every token needs its logits advance by this many."""
 
 
 class EngineCore:

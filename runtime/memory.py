@@ -178,10 +178,13 @@ def format_bytes(size: int) -> str:
 def _refusal(ledger: MemoryLedger, max_model_len: int, blocks: int, budget: int, largest: int) -> str:
     kv = blocks * ledger.kv_block
     graphs = f"graphs {format_bytes(ledger.graphs)}, " if ledger.graphs else ""
+    within = ledger.weights <= budget
     remedy = (
         f"the largest max_model_len that fits is {largest}: set that, or give more memory"
         if largest
-        else "no context fits beside the weights: give more memory, or choose a smaller model"
+        else "no context fits beside the weights: give more memory, "
+        + ("build with a smaller engine.max_num_batched_tokens, " if within else "")
+        + "or choose a smaller model"
     )
     return (
         f"one sequence of {max_model_len} tokens does not fit: it needs {format_bytes(ledger.fixed + kv)} "

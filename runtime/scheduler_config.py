@@ -5,7 +5,10 @@ from dataclasses import dataclass
 from pllm.runtime.errors import ContextLengthExceededError, DoesNotFitError, RequestError, UserInputError
 from pllm.runtime.sequence import Request
 
-__all__ = ["SchedulerConfig"]
+__all__ = ["LOGIT_ROWS", "SchedulerConfig"]
+
+LOGIT_ROWS = 64
+"""A step's rows of logits, at least: prompts whose every token needs its logits advance by this many."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -58,8 +58,10 @@ def test_what_does_not_fit_is_refused_with_need_have_and_the_largest_that_fits()
 
 
 def test_weights_that_do_not_fit_at_all_say_so() -> None:
-    with pytest.raises(DoesNotFitError, match="no context fits beside the weights"):
+    with pytest.raises(DoesNotFitError, match="beside the weights: give more memory, or choose a smaller model"):
         plan(GIB)
+    with pytest.raises(DoesNotFitError, match=r"more memory, build with a smaller engine\.max_num_batched_tokens, or"):
+        plan(LEDGER.fixed)
 
 
 @given(

@@ -10,8 +10,8 @@ import pytest
 from pllm.build.measurement import Measured, Question
 from pllm.build.rehearsal import RehearsalSpec
 from pllm.runtime.artifact import Artifact
-from pllm.runtime.engine_core import LOGIT_ROWS
 from pllm.runtime.machine import cpu_count
+from pllm.runtime.scheduler_config import LOGIT_ROWS
 
 SCRIPT = """
 import sys, msgspec
