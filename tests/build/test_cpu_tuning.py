@@ -41,8 +41,8 @@ def test_it_finds_what_is_faster() -> None:
 def test_what_makes_no_difference_stays_as_it_is() -> None:
     """On a restless machine too."""
     drawn = random.Random(0)
-    for _ in range(200):
-        best = tune(START, (4, 2), lambda _: [drawn.lognormvariate(0, 0.02) for _ in range(3)])
+    for noise in 100 * [0.02] + 100 * [0.1]:
+        best = tune(START, (4, 2), lambda _, noise=noise: [drawn.lognormvariate(0, noise) for _ in range(3)])
         assert best == START
 
 
@@ -52,7 +52,7 @@ def test_it_ends_when_the_time_is_up() -> None:
     best = tune(START, (4, 2), machine.times, seconds=20, clock=lambda: next(ticks))
     assert best.threads == 2
     assert best.blocked == 0
-    assert machine.calls <= 11
+    assert machine.calls <= 2 * 15 + 1
 
 
 def test_threads_are_for_as_many_cores() -> None:
