@@ -157,7 +157,7 @@ PLLM_INLINE void emit(const Call& c, const Item& item, int64_t row, float maximu
 }
 
 // Keys that are asked for ahead of their use: memory is slower than the arithmetic here.
-constexpr int64_t kAheadKeys = 32;
+constexpr int64_t kAheadKeys = 64;
 
 PLLM_INLINE void prefetch(const void* p, int64_t bytes) {  // into L2: more lines can be under way than into L1
   for (int64_t i = 0; i < bytes; i += 64) _mm_prefetch((const char*)p + i, _MM_HINT_T1);
