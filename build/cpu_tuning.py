@@ -35,14 +35,18 @@ def tune(
     """The fastest tuning that was found from ``start``: first the number of threads, of ``threads``, then the sizes of
     pieces, each halved and doubled. Stops where the time is up."""
     end = clock() + seconds
+
+    def is_late() -> bool:
+        return clock() >= end
+
     best = start
     for field in ("threads", *_TILING):
         for candidate in candidates(best, field, threads):
-            if clock() >= end:
-                return best
-            if _is_faster(candidate, best, times) and _is_faster(candidate, best, times):  # a second look, all anew
+            looks = (_is_faster(candidate, best, times, is_late) for _ in range(2))  # the second one all anew
+            if all(looks):
                 best = candidate
-                break  # the other way can only be worse
+                if field != "threads":
+                    break  # the other way can only be worse
     return best
 
 
@@ -54,12 +58,16 @@ def candidates(best: CpuTuning, field: str, threads: Sequence[int]) -> Iterator[
             yield msgspec.structs.replace(best, **{field: value})
 
 
-def _is_faster(candidate: CpuTuning, best: CpuTuning, times: Times) -> bool:
+def _is_faster(candidate: CpuTuning, best: CpuTuning, times: Times, is_late: Callable[[], bool]) -> bool:
     """In every round, and by the median clearly; in turns (A B B A). A round's ratio is the mean over the steps, of
-    logarithms."""
+    logarithms. What is late before it is clear is not faster."""
+    if is_late():
+        return False
     times(candidate)  # not counted: its first step finds nothing in the caches
     ratios: list[float] = []
     for number in range(_ROUNDS):
+        if is_late():
+            return False
         pair = (best, candidate) if number % 2 else (candidate, best)
         taken = {tuning: times(tuning) for tuning in pair}
         logs = [math.log(a / b) for a, b in zip(taken[candidate], taken[best], strict=True)]

@@ -81,7 +81,8 @@ def measure(question: Question) -> Measured:
 def _tune(opened: Rehearsal, question: Question) -> CpuTuning:
     """By a step of one sequence, one of the largest bucket, and a prompt; leaves the library as it is tuned."""
     config = opened.config
-    context, prompt = min(_DECODE_CONTEXT, config.max_model_len), min(_TUNED_PREFILL, config.max_num_batched_tokens)
+    context = min(_DECODE_CONTEXT, config.max_model_len)
+    prompt = min(_TUNED_PREFILL, config.max_num_batched_tokens, config.max_model_len)
     shapes = ((1, 1, context), (max(question.buckets),) * 2 + (context,), (1, prompt, prompt))
     steps = [step_of(config, num_seqs, num_tokens, length) for num_seqs, num_tokens, length in shapes]
 
@@ -123,11 +124,15 @@ def _latency(opened: Rehearsal, num_seqs: int, num_tokens: int, context: int) ->
 
 def _shortest(opened: Rehearsal, step: SchedulerOutput) -> float:
     """Seconds of a step, the shortest of as many as fit into ten milliseconds: short ones are the easiest disturbed."""
-    end, shortest = time.perf_counter() + _TUNED_SECONDS, math.inf
-    while (began := time.perf_counter()) < end:
+    began = time.perf_counter()
+    end, shortest = began + _TUNED_SECONDS, math.inf
+    while True:
         opened.runner.execute(step)
-        shortest = min(shortest, time.perf_counter() - began)
-    return shortest
+        ended = time.perf_counter()
+        shortest = min(shortest, ended - began)
+        if ended >= end:
+            return shortest
+        began = ended
 
 
 def _status(field: str) -> int:

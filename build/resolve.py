@@ -170,8 +170,8 @@ def kv_info(recipe: Recipe, facts: ModelFacts) -> KvInfo:
 def refuse_what_cannot_fit(recipe: Recipe, checkpoint: Checkpoint, available: int, say: Callable[[str], None]) -> None:
     """Raise DoesNotFitError (exit 2) where a resolved recipe's weights and one sequence exceed the available bytes.
 
-    A forecast from headers: of activations, which only the profile stage knows, it counts the logits, and the hidden
-    states before and after a norm; of libraries nothing.
+    A forecast from headers: of activations, which only the profile stage knows, it counts the logits or the hidden
+    states before and after a norm, whichever are more; of libraries nothing.
     """
     values = sum(_elements(stored.entry.shape) for stored in checkpoint.tensors.values())
     weights = int(values * _VALUE_BYTES[recipe.quantization.weights])
@@ -196,8 +196,9 @@ def refuse_download(recipe: Recipe, config: Mapping[str, Any], num_bytes: int, a
 
 def _refuse(recipe: Recipe, facts: ModelFacts, weights: int, max_model_len: int, available: int) -> None:
     engine = recipe.engine
-    logits = max(LOGIT_ROWS, engine.max_num_seqs) * facts.vocab_size
-    values = logits + 2 * engine.max_num_batched_tokens * facts.hidden_size
+    tokens = min(engine.max_num_batched_tokens, engine.max_num_seqs * max_model_len)
+    logits = min(max(LOGIT_ROWS, engine.max_num_seqs), tokens) * facts.vocab_size
+    values = max(logits, 2 * tokens * facts.hidden_size)
     activations = _ACTIVATION_BYTES.get(recipe.device.kind, 2) * values
     ledger = MemoryLedger(
         weights=weights, activations=activations, runtime=0, kv_block=kv_info(recipe, facts).block_bytes

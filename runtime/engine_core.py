@@ -225,9 +225,4 @@ class _Asked:
 def _threads(manifest: Manifest, threads: int | None) -> int:
     if threads is not None and not 1 <= threads <= 1024:
         raise UserInputError(f"threads={threads} must be 1 to 1024")
-    if threads is not None:
-        return threads
-    if isinstance(manifest.engine.threads, int):
-        return manifest.engine.threads
-    cores, tuning = cpu_count(), manifest.engine.tuning
-    return cores if tuning is None else tuning.threads_on(cores)
+    return manifest.engine.num_threads(cpu_count()) if threads is None else threads

@@ -259,6 +259,12 @@ class EngineDefaults(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     """New prompt tokens of one sequence a step, at most: chosen from the measured latencies."""
     inter_token_target_ms: float | None
 
+    def num_threads(self, cores: int) -> int:
+        """Where nobody says otherwise, for a process that may use so many cores."""
+        if isinstance(self.threads, int):
+            return self.threads
+        return cores if self.tuning is None else self.tuning.threads_on(cores)
+
     def __post_init__(self) -> None:
         parse_memory(self.memory)
         if isinstance(self.threads, str) and self.threads != "auto":

@@ -29,7 +29,7 @@ PLLM_EXPORT int pllm_num_threads(void);
 
 // How much of a product is done at a time, in powers of two from what it is by default, -4 to 4: of weights in a piece that few
 // rows are multiplied with, in one that many are, and of rows that a piece's weights are multiplied with in turn. No result depends
-// on it. For the whole process, and before steps run.
+// on it. For the whole process, and before steps run; programs use the first library that was loaded, and what that was told.
 PLLM_EXPORT int pllm_set_tiling(int streamed, int blocked, int rows);
 
 // y[M,N] = x[M,K] W^T + bias, float32 arithmetic; W packed as kernels/packing.py: pack_linear.

@@ -120,7 +120,8 @@ class CpuLibrary:
         self.call("pllm_set_num_threads", threads)
 
     def set_tiling(self, streamed: int, blocked: int, rows: int) -> None:
-        """How much of a product is done at a time, as `pllm_set_tiling` of api.h has it; in this process."""
+        """How much of a product is done at a time, as `pllm_set_tiling` of api.h has it; in this process, where
+        programs of two artifacts share the first one's library."""
         self.call("pllm_set_tiling", streamed, blocked, rows)
 
     def linear(

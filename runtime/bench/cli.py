@@ -173,7 +173,7 @@ def _workload(parser: ArgumentParser) -> None:
 
 def _engine(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("engine")
-    group.add_argument("--threads", type=_count(1024), metavar="N", help="threads of the engine (default: the cores)")
+    group.add_argument("--threads", type=_count(1024), metavar="N", help="threads of the engine (default: as built)")
     group.add_argument("--max-num-seqs", type=_count(_MOST_AT_ONCE), metavar="N", help="sequences that run at once")
     group.add_argument("--memory", metavar="SIZE", help="memory for weights and KV cache together, such as 4GiB")
     group.add_argument(

@@ -71,6 +71,7 @@ def artifact_facts(manifest: Manifest) -> dict[str, object]:
         "max_num_seqs": manifest.engine.max_num_seqs,
         "max_num_batched_tokens": manifest.engine.max_num_batched_tokens,
         "prefill_chunk": manifest.engine.prefill_chunk,
+        "tuning": str(manifest.engine.tuning),
     }
 
 

@@ -59,7 +59,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
             if name != manifest.latency:
                 content.update(f"{entry.sha256}  {name}\n".encode())
         latencies = Latencies.read(opened.path(manifest.latency))
-        threads = manifest.engine.threads
+        content.update(str(manifest.engine.tuning).encode())
         return cls(
             name=manifest.name,
             recipe=manifest.provenance.recipe,
@@ -72,7 +72,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
             rows=latencies.rows,
             calibration=latencies.calibration,
             cpu=latencies.cpu,
-            threads=threads if isinstance(threads, int) else cpu_count(),
+            threads=manifest.engine.num_threads(cpu_count()),
         )
 
     def is_same(self, other: "Facts") -> bool:

@@ -71,7 +71,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     engine = parser.add_argument_group("engine")
     engine.add_argument("--max-num-seqs", type=_at_least_one, metavar="N", help="sequences that run at once")
     engine.add_argument("--memory", metavar="SIZE", help="memory for weights and KV cache together, such as 4GiB")
-    engine.add_argument("--threads", type=_at_least_one, metavar="N", help="threads of the engine (default: the cores)")
+    engine.add_argument("--threads", type=_at_least_one, metavar="N", help="threads of the engine (default: as built)")
     engine.add_argument("--no-prefix-caching", action="store_true", help="do not reuse the KV blocks of equal prefixes")
     load = parser.add_argument_group("load")
     load.add_argument(

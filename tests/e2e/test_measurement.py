@@ -69,6 +69,12 @@ def test_it_is_tuned_among_what_was_asked(measured: Measured) -> None:
     assert measured.tuning.cores == cpu_count()
 
 
+def test_a_context_shorter_than_what_is_tuned_with_is_measured(question: Question) -> None:
+    short = msgspec.structs.replace(question.spec, max_num_seqs=1, max_model_len=64)
+    measured = asked_by_a_script(Question(short, (1,), (1,)))
+    assert [row.num_tokens for row in measured.prefill] == [32, 64]
+
+
 def test_activations_are_the_largest_steps_tensors(question: Question, measured: Measured, artifact: Path) -> None:
     manifest = Artifact.read(artifact).manifest
     logits = max(LOGIT_ROWS, question.spec.max_num_seqs) * manifest.model.vocab_size * 4

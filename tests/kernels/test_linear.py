@@ -89,17 +89,19 @@ def test_many_threads_and_few_panels(library: CpuLibrary, dtype: torch.dtype) ->
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_tiling_changes_no_bit(library: CpuLibrary, dtype: torch.dtype) -> None:
-    x, weight, bias = _problem(7, 100, 200, 700, dtype)
-    expected = [library.linear(view(x[:m]), view(weight), view(bias), 200) for m in (1, 100)]
+    x, weight, bias = _problem(7, 100, 4096, 64, dtype)  # one thread has runs of panels to shorten and to lengthen
+    library.set_num_threads(1)
+    expected = [library.linear(view(x[:m]), view(weight), view(bias), 4096) for m in (1, 100)]
     try:
         for tiling in ((-4, -4, -4), (4, 4, 4), (1, -1, 2)):
             library.set_tiling(*tiling)
-            got = [library.linear(view(x[:m]), view(weight), view(bias), 200) for m in (1, 100)]
+            got = [library.linear(view(x[:m]), view(weight), view(bias), 4096) for m in (1, 100)]
             assert all(np.array_equal(a, b) for a, b in zip(got, expected, strict=True))
         with pytest.raises(OperatorError, match="a tiling of 5 powers of two"):
             library.set_tiling(0, 5, 0)
     finally:
         library.set_tiling(0, 0, 0)
+        library.set_num_threads(2)
 
 
 def test_a_row_of_nan_stays_alone(library: CpuLibrary) -> None:

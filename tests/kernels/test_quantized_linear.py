@@ -82,18 +82,27 @@ def test_a_row_has_the_same_bits_in_any_batch(built_libraries: list[CpuLibrary],
         )
 
 
-def test_tiling_changes_no_bit(library: CpuLibrary) -> None:
-    rounded, scale = quantize_int8(torch.randn(300, 520))
-    weight = pack_quantized(rounded).numpy()
-    x = torch.randn(90, 520).numpy()
-    expected = [library.quantized_linear(x[:m], weight, scale.numpy(), None, 300) for m in (1, 8, 90)]
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+def test_tiling_changes_no_bit(library: CpuLibrary, weights: str) -> None:
+    """One thread has runs of panels to shorten and to lengthen."""
+    weight = torch.randn(8192, 64)
+    if weights == "int8":
+        rounded, scale = quantize_int8(weight)
+        arrays = pack_quantized(rounded).numpy(), scale.numpy()
+    else:
+        rounded, scale = quantize_int4(weight, 32)
+        arrays = pack_int4(rounded).numpy(), pack_int4_scale(scale).view(torch.int16).numpy().view(np.uint16)
+    x = torch.randn(90, 64).numpy()
+    library.set_num_threads(1)
+    expected = [library.quantized_linear(x[:m], *arrays, None, 8192) for m in (1, 8, 90)]
     try:
         for tiling in ((-4, -4, -4), (4, 4, 4), (1, -1, 2)):
             library.set_tiling(*tiling)
-            got = [library.quantized_linear(x[:m], weight, scale.numpy(), None, 300) for m in (1, 8, 90)]
+            got = [library.quantized_linear(x[:m], *arrays, None, 8192) for m in (1, 8, 90)]
             assert all(np.array_equal(a, b) for a, b in zip(got, expected, strict=True))
     finally:
         library.set_tiling(0, 0, 0)
+        library.set_num_threads(2)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -168,7 +177,7 @@ def test_int4_chooses_scales_no_worse_than_the_plain_one() -> None:
 
 
 @pytest.mark.parametrize("has_bias", [False, True])
-@pytest.mark.parametrize("group", [32, 64])
+@pytest.mark.parametrize("group", [24, 32, 64])
 @pytest.mark.parametrize(
     ("m", "n", "groups"), [(1, 5, 1), (3, 32, 2), (7, 100, 3), (13, 64, 1), (30, 97, 4), (2, 4096, 2)]
 )

@@ -175,7 +175,7 @@ def test_a_fresh_artifact_is_not_built_again_and_a_stale_one_is(
 def test_what_cannot_fit_is_refused_before_any_stage(
     checkpoint_path: Path, tmp_path: Path, stages: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "available_memory", lambda: 20_000 + 109_568)  # the latter for activations
+    monkeypatch.setattr(pipeline, "available_memory", lambda: 20_000 + 76_800)  # the latter for activations
     with pytest.raises(DoesNotFitError, match="largest max_model_len that fits is 304") as caught:
         run(recipe_for(checkpoint_path), tmp_path / "out")
     assert caught.value.exit_code == 2
