@@ -1,6 +1,7 @@
 """OpenVINO GenAI's continuous batching on a CPU, greedy, from token ids, one step at a time.
 
-Weights as the model was exported (float16, int8 or int4); arithmetic and KV cache as the library chooses them.
+Weights as the model was exported (float16, int8 or int4); arithmetic and KV cache as the library chooses them, which is
+bfloat16 where the CPU has it. Beside float32 arithmetic (float16 weights) it is told to compute in float32, too.
 """
 
 import time
@@ -27,6 +28,8 @@ class OpenVino:
         scheduler.cache_size = _CACHE_GB
         scheduler.enable_prefix_caching = False
         properties = {"INFERENCE_NUM_THREADS": job.threads, "PERFORMANCE_HINT": "LATENCY"}
+        if job.engine == "f16":
+            properties["INFERENCE_PRECISION_HINT"] = "f32"
         self._pipeline = openvino_genai.ContinuousBatchingPipeline(job.model, scheduler, "CPU", properties)
         self._given = 0
 
