@@ -172,12 +172,13 @@ def _write_sources(traced: Traced, options: dict[str, Any]) -> list[Path]:
 @contextmanager
 def _arrays_by_writer() -> Iterator[None]:
     """Same graph, same C++: torch 2.11 knows an array that it wrote again by the address of the bound method that wrote
-    it, which a later one may have or not. So the first such method of each object is kept, and stands for the others.
+    it, which a later one may have or not. So the first such method of each object is kept, and stands for the others:
+    by the wrapper that writes, so that two threads that build, and leave this in any order, keep nothing of each other.
     """
     original = CppWrapperCpu.codegen_int_array_var
-    writers: dict[int, Callable[..., None]] = {}
 
     def codegen(self: CppWrapperCpu, int_array: str, writeline: Callable[..., None], *args: Any, **kwargs: Any) -> str:
+        writers: dict[int, Callable[..., None]] = vars(self).setdefault("pllm_writers", {})
         owner = getattr(writeline, "__self__", writeline)
         return original(self, int_array, writers.setdefault(id(owner), writeline), *args, **kwargs)
 
