@@ -106,16 +106,21 @@ const float* widened(const uint16_t* b, int64_t k, float* to) {
 }
 const float* widened(const float* b, int64_t, float*) { return b; }
 
-// Few rows: one pass over the panels, prefetching across their ends (they are contiguous).
+// Few rows: one pass over the panels, which are contiguous. One tile prefetches along them; each of several asks for its share of
+// the next panel while it multiplies with this one, so that memory is busy throughout.
 template <class T>
 void direct(const Problem& p, int64_t panel0, int64_t panel1, int64_t tile0, int64_t tile1) {
+  constexpr int lines = 4 * kPanel * (int)sizeof(T) / 64;
+  const int64_t tiles = tile1 - tile0, step = 64 * ((lines + tiles - 1) / tiles);
+  const auto multiply = tiles == 1 ? tile_of<T, 1> : tile_of<T, 2>;
   for (int64_t panel = panel0; panel < panel1; panel++) {
     const int64_t column = panel * kPanel;
+    const T* b = (const T*)p.weight + panel * p.k * kPanel;
     for (int64_t t = tile0; t < tile1; t++) {
       const int64_t row = split(p.m, t, p.tiles), rows = split(p.m, t + 1, p.tiles) - row;
-      tile_of<T, 1>(rows, p.x + row * p.k, (const T*)p.weight + panel * p.k * kPanel, p.k, true,
-                    p.bias ? p.bias + column : nullptr, p.y + row * p.y_stride + column, p.y_stride, p.n - column, nullptr,
-                    kAhead);
+      const char* ahead = (const char*)(b + p.k * kPanel) + (t - tile0) * step * (p.k / 4);
+      multiply(rows, p.x + row * p.k, b, p.k, true, p.bias ? p.bias + column : nullptr, p.y + row * p.y_stride + column, p.y_stride,
+               p.n - column, ahead, tiles == 1 ? kAhead : step);
     }
   }
 }

@@ -97,11 +97,22 @@ PLLM_INLINE vi quad_of(const int8_t* x) {
   return set_all(quad);
 }
 
-template <bool PREFETCH>
-PLLM_INLINE void prefetch_line(const uint8_t* w, int pass) {
-  if (!PREFETCH || pass) return;
-  _mm_prefetch((const char*)w + kAhead, _MM_HINT_T0);
-  _mm_prefetch((const char*)w + kAhead + 64, _MM_HINT_T0);
+// Lines of the next panel that a tile asks for while it multiplies with this one: its share, so that memory is busy throughout.
+// A tile that has a panel to itself (ALONE) asks for what is kAhead further on instead.
+struct Ahead {
+  const char* from;
+  int64_t lines;
+};
+
+template <bool ALONE>
+PLLM_INLINE void prefetch_lines(const uint8_t* w, int pass, const Ahead& ahead, int64_t step) {
+  if (pass) return;
+  if (ALONE) {
+    _mm_prefetch((const char*)w + kAhead, _MM_HINT_T0);
+    _mm_prefetch((const char*)w + kAhead + 64, _MM_HINT_T0);
+  } else if (step < ahead.lines) {
+    _mm_prefetch(ahead.from + step * 64, _MM_HINT_T0);
+  }
 }
 
 struct Int8 {
@@ -109,16 +120,17 @@ struct Int8 {
   static constexpr int kOffset = kLanes == 16 ? 128 : 0;   // that weights are multiplied with on top of them
   static int64_t panel_bytes(const Problem& p) { return p.quads * kLine; }
 
-  // R rows of a tile times a panel. PREFETCH: the weight comes from memory.
-  template <int R, bool PREFETCH>
-  static void tile(const Problem& p, const int8_t* x, const int32_t* start, const uint8_t* panel, int64_t row, int64_t column) {
+  // R rows of a tile times a panel.
+  template <int R, bool ALONE>
+  static void tile(const Problem& p, const int8_t* x, const int32_t* start, const uint8_t* panel, int64_t row, int64_t column,
+                   Ahead ahead) {
     for (int pass = 0; pass < kPasses; pass++) {
       vi sum[R][V];
       PLLM_UNROLL for (int r = 0; r < R; r++) PLLM_UNROLL for (int v = 0; v < V; v++) sum[r][v] = set_all(start[r]);
       const uint8_t* w = panel + pass * V * kLanes * kQuad;
       const int8_t* at = x;
       for (int64_t q = 0; q < p.quads; q++, w += kLine, at += R * kQuad) {
-        prefetch_line<PREFETCH>(w, pass);
+        prefetch_lines<ALONE>(w, pass, ahead, q);
         vi weights[V];
         PLLM_UNROLL for (int v = 0; v < V; v++) weights[v] = load_weights(w + v * kLanes * kQuad);
         PLLM_UNROLL for (int r = 0; r < R; r++) {
@@ -142,8 +154,9 @@ struct Int4 {
   static constexpr int kOffset = 8;
   static int64_t panel_bytes(const Problem& p) { return p.quads / 2 * kLine; }
 
-  template <int R, bool PREFETCH>
-  static void tile(const Problem& p, const int8_t* x, const int32_t* start, const uint8_t* panel, int64_t row, int64_t column) {
+  template <int R, bool ALONE>
+  static void tile(const Problem& p, const int8_t* x, const int32_t* start, const uint8_t* panel, int64_t row, int64_t column,
+                   Ahead ahead) {
     const int64_t lines = p.quads / 2 / p.groups;
     const uint16_t* scales = (const uint16_t*)p.scale + column * p.groups;
     for (int pass = 0; pass < kPasses; pass++) {
@@ -155,7 +168,7 @@ struct Int4 {
         vi sum[R][V];
         PLLM_UNROLL for (int r = 0; r < R; r++) PLLM_UNROLL for (int v = 0; v < V; v++) sum[r][v] = set_all(start[g * R + r]);
         for (int64_t l = 0; l < lines; l++, w += kLine, at += 2 * R * kQuad) {
-          prefetch_line<PREFETCH>(w, pass);
+          prefetch_lines<ALONE>(w, pass, ahead, g * lines + l);
           vi low[V], high[V];
           PLLM_UNROLL for (int v = 0; v < V; v++) {
             const vi both = load_weights(w + v * kLanes * kQuad);
@@ -182,12 +195,13 @@ struct Int4 {
   }
 };
 
-template <class Format, bool PREFETCH>
-void tile_of(int64_t rows, const Problem& p, const int8_t* x, const int32_t* start, const uint8_t* panel, int64_t row, int64_t column) {
+template <class Format, bool ALONE>
+void tile_of(int64_t rows, const Problem& p, const int8_t* x, const int32_t* start, const uint8_t* panel, int64_t row, int64_t column,
+             Ahead ahead) {
   switch (rows) {
 #define PLLM_ROWS(R) \
   case R:            \
-    if constexpr (R <= Format::kTileRows) Format::template tile<R, PREFETCH>(p, x, start, panel, row, column); \
+    if constexpr (R <= Format::kTileRows) Format::template tile<R, ALONE>(p, x, start, panel, row, column, ahead); \
     return;
     PLLM_ROWS(1)
     PLLM_ROWS(2)
@@ -266,16 +280,21 @@ int product(const float* x, int64_t m, int64_t x_stride, int64_t k, Problem p) {
   const int64_t runs = (panels + run_length - 1) / run_length;
   int64_t across = 1;
   while (runs * across < num_threads() && across * 2 <= p.tiles) across *= 2;
+  const int64_t room = most(1, scaled(kBlockBytes, tiling().rows) / (Format::kTileRows * padded)), panel_lines = panel_bytes / 64;
   loop(runs * across, 1, alone, [&](int, int64_t piece, int64_t) {
     const int64_t panel0 = piece / across * run_length, panel1 = least(panels, panel0 + run_length);
     const int64_t tile0 = split(p.tiles, piece % across, across), tile1 = split(p.tiles, piece % across + 1, across);
-    const int64_t step = most(1, scaled(kBlockBytes, tiling().rows) / (Format::kTileRows * padded));
-    for (int64_t t0 = tile0; t0 < tile1; t0 += step) {
+    const int64_t blocks = (tile1 - tile0 + room - 1) / room;
+    for (int64_t block = 0; block < blocks; block++) {
+      const int64_t t0 = tile0 + split(tile1 - tile0, block, blocks), t1 = tile0 + split(tile1 - tile0, block + 1, blocks);
+      const auto multiply = t1 - t0 == 1 ? tile_of<Format, true> : tile_of<Format, false>;
       for (int64_t panel = panel0; panel < panel1; panel++) {
-        for (int64_t t = t0; t < least(tile1, t0 + step); t++) {
+        const uint8_t* weight = p.weight + panel * panel_bytes;
+        for (int64_t t = t0; t < t1; t++) {
           const int64_t row = split(m, t, p.tiles), rows = split(m, t + 1, p.tiles) - row;
-          const auto multiply = t == t0 ? tile_of<Format, true> : tile_of<Format, false>;
-          multiply(rows, p, rounded + row * padded, start + row * p.groups, p.weight + panel * panel_bytes, row, panel * kPanel);
+          const int64_t line0 = split(panel_lines, t - t0, t1 - t0), line1 = split(panel_lines, t - t0 + 1, t1 - t0);
+          const Ahead ahead = {(const char*)weight + panel_bytes + line0 * 64, line1 - line0};
+          multiply(rows, p, rounded + row * padded, start + row * p.groups, weight, row, panel * kPanel, ahead);
         }
       }
     }
