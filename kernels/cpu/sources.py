@@ -41,6 +41,7 @@ _AVX512 = (
 
 SOURCES = (
     Source("dispatch.cpp", "dispatch.o"),
+    Source("memory.cpp", "memory.o"),
     Source("torch_tensors.cpp", "torch_tensors.o", ("-DPLLM_TENSORS_PREFIX=pllm_tensors_",)),
     Source("team.cpp", "team.o"),
     Source("shim.cpp", "shim.o"),
@@ -54,4 +55,4 @@ SOURCES = (
 
 TORCH_STAND_IN = ("torch_tensors.cpp", "torch_functions.cpp")
 """For a program that calls nothing else of torch: compiled with the program's own flags and linked into it."""
-STAND_IN_HEADERS = ("torch_tensors.h", "simd.h")
+STAND_IN_HEADERS = ("torch_tensors.h", "memory.h", "simd.h")

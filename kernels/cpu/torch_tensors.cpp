@@ -8,12 +8,12 @@
 #include <inttypes.h>
 #include <stdint.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include <atomic>
 #include <new>
 
+#include "memory.h"
 #include "torch_tensors.h"
 
 #define PLLM_JOIN_(a, b) a##b
@@ -29,7 +29,6 @@ namespace {
 
 constexpr int32_t kOk = 0, kFailed = 1;
 constexpr int64_t kMostDims = 16;
-constexpr size_t kAlignment = 64;
 
 // As c10/core/ScalarType.h counts them.
 enum Dtype : int32_t { kUint8 = 0, kInt8, kInt16, kInt32, kInt64, kFloat16, kFloat32, kFloat64, kBool = 11, kBfloat16 = 15 };
@@ -54,11 +53,12 @@ struct Storage {
   std::atomic<int64_t> users;
   char* memory;
   int64_t bytes;
-  bool owned;
+  size_t taken, taken_itself;  // of memory, none where it is another's; and of this struct
 };
 
 struct Tensor {
   uint64_t mark;
+  size_t taken;
   Storage* storage;
   int64_t offset, dim;  // in elements
   int32_t dtype;
@@ -91,23 +91,25 @@ int32_t no_memory(int64_t bytes) {
 
 void release(Storage* storage) {
   if (storage->users.fetch_sub(1) != 1) return;
-  if (storage->owned) free(storage->memory);
-  free(storage);
+  if (storage->taken) pllm_give_memory(storage->memory, storage->taken);
+  pllm_give_memory(storage, storage->taken_itself);
 }
 
-Storage* store(char* memory, int64_t bytes, bool owned) {
-  Storage* storage = (Storage*)malloc(sizeof(Storage));
+Storage* store(char* memory, int64_t bytes, size_t taken) {
+  size_t taken_itself;
+  Storage* storage = (Storage*)pllm_take_memory(sizeof(Storage), &taken_itself);
   if (!storage) return nullptr;
   new (&storage->users) std::atomic<int64_t>(1);
-  storage->memory = memory, storage->bytes = bytes, storage->owned = owned;
+  storage->memory = memory, storage->bytes = bytes, storage->taken = taken, storage->taken_itself = taken_itself;
   return storage;
 }
 
 // Takes over one use of the storage, also where it fails.
 int32_t make(Storage* storage, int64_t offset, int32_t dtype, int64_t dim, const int64_t* sizes, const int64_t* strides, Tensor** out) {
-  Tensor* t = dim >= 0 && dim <= kMostDims && size_of(dtype) ? (Tensor*)malloc(sizeof(Tensor)) : nullptr;
+  size_t taken = 0;
+  Tensor* t = dim >= 0 && dim <= kMostDims && size_of(dtype) ? (Tensor*)pllm_take_memory(sizeof(Tensor), &taken) : nullptr;
   if (!t) return release(storage), kFailed;
-  t->mark = PLLM_TENSOR_MARK, t->storage = storage, t->offset = offset, t->dtype = dtype, t->dim = dim;
+  t->taken = taken, t->mark = PLLM_TENSOR_MARK, t->storage = storage, t->offset = offset, t->dtype = dtype, t->dim = dim;
   for (int64_t i = 0; i < dim; i++) t->sizes[i] = sizes[i], t->strides[i] = strides[i];
   *out = t;
   return kOk;
@@ -135,11 +137,11 @@ int32_t NAMED(empty_strided)(int64_t dim, const int64_t* sizes, const int64_t* s
                                  int32_t, Tensor** out) {
   if (device_type != 0) return kFailed;
   const int64_t bytes = bytes_of(dim, sizes, strides, 0, dtype);
-  if (bytes < 0 || bytes > INT64_MAX - (int64_t)kAlignment) return no_memory(bytes);
-  char* memory = bytes ? (char*)aligned_alloc(kAlignment, ((size_t)bytes + kAlignment - 1) / kAlignment * kAlignment) : nullptr;
+  size_t taken = 0;
+  char* memory = bytes > 0 ? (char*)pllm_take_memory((size_t)bytes, &taken) : nullptr;
   if (bytes && !memory) return no_memory(bytes);
-  Storage* storage = store(memory, bytes, true);
-  if (!storage) return free(memory), kFailed;
+  Storage* storage = store(memory, bytes, taken);
+  if (!storage) return pllm_give_memory(memory, taken), kFailed;
   return make(storage, 0, dtype, dim, sizes, strides, out);
 }
 
@@ -147,7 +149,7 @@ int32_t NAMED(create_tensor_from_blob)(void* data, int64_t dim, const int64_t* s
                                            int32_t dtype, int32_t device_type, int32_t, Tensor** out) {
   if (device_type != 0) return kFailed;
   const int64_t bytes = bytes_of(dim, sizes, strides, offset, dtype);
-  Storage* storage = bytes < 0 ? nullptr : store((char*)data, bytes, false);
+  Storage* storage = bytes < 0 ? nullptr : store((char*)data, bytes, 0);
   return storage ? make(storage, offset, dtype, dim, sizes, strides, out) : kFailed;
 }
 int32_t NAMED(create_tensor_from_blob_v2)(void* data, int64_t dim, const int64_t* sizes, const int64_t* strides, int64_t offset,
@@ -174,7 +176,7 @@ int32_t NAMED(clone)(Tensor* self, Tensor** out) {
 }
 int32_t NAMED(delete_tensor_object)(Tensor* self) {
   release(self->storage);
-  free(self);
+  pllm_give_memory(self, self->taken);
   return kOk;
 }
 
