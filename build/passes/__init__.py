@@ -14,6 +14,7 @@ from pllm.build.passes.merge_linears import merge_linears
 from pllm.build.passes.pack_experts import pack_experts
 from pllm.build.passes.pack_linears import pack_linears
 from pllm.build.passes.quantize_linears import quantize_linears
+from pllm.build.passes.select_rows import select_rows
 from pllm.build.passes.small_products import small_products
 from pllm.build.passes.step_shape import StepShape
 from pllm.build.pipeline import Build
@@ -31,6 +32,7 @@ PASSES: tuple[Callable[[Traced, torch.dtype], str], ...] = (
     fuse_rotary,
     pack_linears,
     pack_experts,
+    select_rows,
 )
 """For a CPU. Each edits the graph in place and says what it did; the dtype is that of stored linear weights."""
 

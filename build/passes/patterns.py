@@ -12,6 +12,7 @@ from torch.fx.node import Argument, map_arg
 from pllm.build.traced import Traced, argument, value
 
 __all__ = [
+    "CASTS",
     "RmsNorm",
     "call",
     "flat",
@@ -21,20 +22,27 @@ __all__ = [
     "same_shape",
     "sole_user",
     "wide",
+    "with_value",
     "without_casts",
 ]
 
 _aten = torch.ops.aten
-_CASTS = frozenset((_aten.to.dtype, _aten._to_copy.default, _aten.type_as.default))
+CASTS = frozenset((_aten.to.dtype, _aten._to_copy.default, _aten.type_as.default))
 _END = 2**63 - 1
 
 
 def call(traced: Traced, target: torch._ops.OpOverload, *args: Argument) -> Node:
     """A call at the graph's insertion point, with its example value, as tracing gives one."""
-    node = traced.graph.call_function(target, args)
+    return with_value(traced, traced.graph.call_function(target, args))
+
+
+def with_value(traced: Traced, node: Node) -> Node:
+    """A call, whose example value is computed anew from those of its arguments."""
+    assert callable(node.target)
+    args, kwargs = map_arg((node.args, node.kwargs), lambda each: each.meta["val"])
     # torch 2.11 decomposes some operators in C++ otherwise, which takes no symbolic sizes.
     with enable_python_dispatcher(), traced.fake_mode:
-        node.meta["val"] = target(*map_arg(args, lambda each: each.meta["val"]))
+        node.meta["val"] = node.target(*args, **kwargs)
     return node
 
 
@@ -61,7 +69,7 @@ def wide(traced: Traced, node: Node) -> Node:
 
 def without_casts(node: object) -> object:
     """What a chain of casts began with."""
-    while isinstance(node, Node) and node.target in _CASTS:
+    while isinstance(node, Node) and node.target in CASTS:
         node = node.args[0]
     return node
 
@@ -70,7 +78,7 @@ def sole_user(node: Node) -> Node | None:
     """The one node that uses it, casts passed over; None where others do too."""
     while len(node.users) == 1:
         (user,) = node.users
-        if user.target not in _CASTS:
+        if user.target not in CASTS:
             return user
         node = user
     return None
@@ -136,7 +144,7 @@ def match_rms_norm(traced: Traced, rsqrt: Node) -> RmsNorm | None:
     out = sole_user(scaled)
     if _other(scaled, rsqrt) is not widened or out is None or out.target is not _aten.mul.Tensor:
         return None
-    x = argument(widened, 0) if widened.target in _CASTS and value(widened).dtype == torch.float32 else widened
+    x = argument(widened, 0) if widened.target in CASTS and value(widened).dtype == torch.float32 else widened
     factors = [without_casts(factor) for factor in out.args[:2]]
     weight, offset = _weight(traced, next((each for each in factors if each is not scaled), None))
     ends = _in_dtype_of(x, out)
@@ -160,7 +168,7 @@ def _in_dtype_of(x: Node, out: Node) -> Node | None:
     """`out`, or the one cast of it to x's dtype: Gemma multiplies by the weight first."""
     if value(out).dtype == value(x).dtype:
         return out
-    casts = [user for user in out.users if user.target in _CASTS and value(user).dtype == value(x).dtype]
+    casts = [user for user in out.users if user.target in CASTS and value(user).dtype == value(x).dtype]
     return casts[0] if len(casts) == len(out.users) == 1 else None
 
 

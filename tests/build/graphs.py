@@ -128,8 +128,9 @@ class PagedModel:
         self._tables: dict[int, list[int]] = {}
         self._lengths: dict[int, int] = {}
 
-    def step(self, rows: Mapping[int, Sequence[int]]) -> torch.Tensor:
-        """New tokens of some sequences; the logits after each one's last, ``[len(rows), V]``."""
+    def step(self, rows: Mapping[int, Sequence[int]], wanted: Sequence[int] | None = None) -> torch.Tensor:
+        """New tokens of some sequences; the logits after each one's last, ``[len(rows), V]``, or after the ``wanted``
+        of the step's tokens."""
         starts = {seq: self._lengths.get(seq, 0) for seq in rows}
         for seq, tokens in rows.items():
             self._lengths[seq] = starts[seq] + len(tokens)
@@ -146,11 +147,11 @@ class PagedModel:
             ),
             "query_start": torch.tensor(boundaries, dtype=torch.int32),
             "context_len": torch.tensor([self._lengths[seq] for seq in rows], dtype=torch.int32),
-            "logits_index": torch.tensor(boundaries[1:]) - 1,
+            "logits_index": torch.tensor(boundaries[1:]) - 1 if wanted is None else torch.tensor(wanted),
             "kv": self._pool,
         }
         logits = self.forward(inputs)
-        assert logits.shape == (len(rows), VOCABULARY)
+        assert logits.shape == (len(rows if wanted is None else wanted), VOCABULARY)
         return logits
 
     def forward(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
