@@ -195,6 +195,15 @@ def test_inputs_of_another_form_are_refused_before_they_reach_the_program(
     assert np.array_equal(program.run(parts.inputs()), expected)
 
 
+@pytest.mark.parametrize("rows", [[3], [0, 2], [3, 0, 3, 2, 1, 1]])
+def test_a_row_of_logits_is_the_same_bits_whichever_are_asked_for(
+    parts: Parts, program: Program, rows: list[int]
+) -> None:
+    """The last layer's products are of those rows alone."""
+    every = program.run(parts.inputs() | {"logits_index": np.arange(4)}).copy()
+    assert np.array_equal(program.run(parts.inputs() | {"logits_index": np.array(rows)}), every[rows])
+
+
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [
