@@ -3,7 +3,8 @@ those rows alone.
 
 transformers takes the rows (`logits_to_keep`) before the head. What precedes it, up to the last attention, treats each
 token by itself: the last output projection, the MLP, norms and sums. So the selection moves up, to what attention gives
-and to the residual. This comes after the other passes, which leave few kinds of nodes.
+and to the residual. This comes after the other passes, which leave few kinds of nodes. A step that decodes wants nearly
+all of its rows, and pays a copy of them.
 
 A symbol stands for the number of tokens, and no other size has it: it tells where in a tensor the rows are. Results are
 the same bits, since our operators and loops over elements compute a row the same whatever stands beside it; only sums
