@@ -51,6 +51,7 @@ _C_SHIMS = {
     "packed_linear": f"{_HANDLE} x, {_HANDLE} weight, {_HANDLE}* bias, int64_t out_features",
     "packed_grouped_linear": f"{_HANDLE} x, {_HANDLE} weight, {_HANDLE} ends, int64_t out_features",
     "quantized_linear": (f"{_HANDLE} x, {_HANDLE} weight, {_HANDLE} scale, {_HANDLE}* bias, int64_t out_features"),
+    "quantized_gated_linear": f"{_HANDLE} x, {_HANDLE} weight, {_HANDLE} scale, int64_t out_features",
     "quantized_embedding": f"{_HANDLE} ids, {_HANDLE} weight, {_HANDLE} scale, int64_t embedding_dim",
     "packed_embedding": f"{_HANDLE} ids, {_HANDLE} weight, int64_t num_embeddings",
     "rms_normalize": f"{_HANDLE} x, {_HANDLE} weight, double eps, double weight_offset",

@@ -13,6 +13,7 @@ from pllm.build.quantized_checkpoint import QuantizedWeight
 from pllm.build.traced import ConstantSource, Traced, WeightForm, value
 from pllm.kernels.packing import pack_linear
 from pllm.kernels.quantization import (
+    alternate_gates,
     pack_int4,
     pack_int4_scale,
     pack_quantized,
@@ -84,6 +85,8 @@ class _Rounding:
             else:
                 whole = _joined(source, self._weights)
                 rounded, scale = quantize_int4(whole, source.group) if is_int4 else quantize_int8(whole)
+            if source.gates_alternate:
+                rounded, scale = alternate_gates(rounded), alternate_gates(scale)
             self._last = (source.parts, rounded, scale)
         return self._last[1:]
 

@@ -49,6 +49,8 @@ class ConstantSource:
     """The checkpoint has [..., K, N] where packing takes [..., N, K]."""
     kept: bool = False
     """The whole numbers and scales are the checkpoint's own."""
+    gates_alternate: bool = False
+    """The first half of the rows, gates, and the second take turns (`quantization.alternate_gates`)."""
     dtype: torch.dtype = torch.float32
 
 
@@ -160,6 +162,11 @@ class Traced:
         self._allocate(constant)
         self._allocate(scale)
         return scale
+
+    def alternate_gates(self, weight: Node, scale: Node) -> None:
+        """Declare the rows of an int8 or int4 weight, which are gates and then ups, to be stored in turns."""
+        for constant in (weight, scale):
+            self.sources[constant.name] = replace(self.sources[constant.name], gates_alternate=True)
 
     def move(self, device: torch.device) -> None:
         """Declare all tensors to lie on a device. Nothing is there: constants and example values become shapes of it,

@@ -12,6 +12,8 @@ consecutive fours of inputs: the first in its low half.
 A KV cache in int8 has a scale for each key and value of a head, float32: `round_rows`. In the pool the keys of a block
 and head, [block_size, D] bytes, are followed by their scales, and so are the values. So a block holds all that belongs
 to it, and where block_size is 16 a head's scales are one line of the processor's cache.
+
+A gated weight has its gates and ups in turns, half a panel each, so that SiLU·mul finds both in the registers.
 """
 
 import torch
@@ -19,8 +21,10 @@ import torch
 from pllm.kernels.packing import PANEL
 
 __all__ = [
+    "GATE_RUN",
     "QUAD",
     "SCALE_BYTES",
+    "alternate_gates",
     "cache_parts",
     "dequantize",
     "dequantize_int4",
@@ -37,6 +41,8 @@ __all__ = [
 ]
 
 QUAD = 4
+GATE_RUN = PANEL // 2
+"""Gates that lie beside each other, before as many ups."""
 SCALE_BYTES = 4
 """Of a key or value in an int8 cache: its scale, a float32."""
 _BIAS = 128
@@ -81,6 +87,11 @@ def dequantize(rounded: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
 def quantized_shape(out_features: int, in_features: int) -> tuple[int, int, int, int]:
     """The shape of a packed int8 weight [N, K]: [ceil(N/32), ceil(K/4), 32, 4]."""
     return -(-out_features // PANEL), -(-in_features // QUAD), PANEL, QUAD
+
+
+def alternate_gates(rows: torch.Tensor) -> torch.Tensor:
+    """Rows [2N, ...], N gates and then N ups, in turns of GATE_RUN; N is a multiple of that."""
+    return torch.stack([half.unflatten(0, (-1, GATE_RUN)) for half in rows.chunk(2)], dim=1).flatten(0, 2)
 
 
 def pack_quantized(rounded: torch.Tensor) -> torch.Tensor:

@@ -7,6 +7,7 @@ import torch
 
 from pllm.kernels.packing import unpack_linear
 from pllm.kernels.quantization import (
+    GATE_RUN,
     cache_parts,
     dequantize,
     dequantize_int4,
@@ -28,6 +29,7 @@ __all__ = [
     "paged_attention",
     "penalize",
     "quantized_embedding",
+    "quantized_gated_linear",
     "quantized_linear",
     "record",
     "rms_normalize",
@@ -84,6 +86,16 @@ def quantized_linear(
     else:
         y = (whole @ dequantize_int4(*unpack_int4(weight, scale, out_features)).double().T).float() * step
     return y if bias is None else y + bias
+
+
+def quantized_gated_linear(
+    x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, out_features: int
+) -> torch.Tensor:
+    """silu(gate) * up of a product with a weight whose 2 * out_features rows are both in turns, as
+    `quantization.alternate_gates` orders them. Returns float32 [..., out_features]."""
+    runs = quantized_linear(x, weight, scale, None, 2 * out_features).unflatten(-1, (-1, 2, GATE_RUN))
+    gate, up = runs.unbind(-2)
+    return (gate * torch.sigmoid(gate) * up).flatten(-2)
 
 
 def quantized_embedding(

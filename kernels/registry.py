@@ -65,6 +65,12 @@ OPERATORS: Mapping[str, Operator] = MappingProxyType(
                 cpu="pllm_quantized_linear",
             ),
             _operator(
+                "quantized_gated_linear",
+                "quantized_gated_linear",
+                "(Tensor x, Tensor weight, Tensor scale, int out_features) -> Tensor",
+                cpu="pllm_quantized_linear",
+            ),
+            _operator(
                 "quantized_embedding",
                 "quantized_embedding",
                 "(Tensor ids, Tensor weight, Tensor scale, int embedding_dim) -> Tensor",

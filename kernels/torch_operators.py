@@ -81,6 +81,12 @@ def _quantized_linear(
     return x.new_empty((*x.shape[:-1], out_features))
 
 
+def _quantized_gated_linear(
+    x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, out_features: int
+) -> torch.Tensor:
+    return x.new_empty((*x.shape[:-1], out_features))
+
+
 def _quantized_embedding(
     ids: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, embedding_dim: int
 ) -> torch.Tensor:
@@ -169,6 +175,7 @@ _SHAPES: dict[str, Callable[..., Any]] = {
     "packed_grouped_linear": _packed_grouped_linear,
     "packed_embedding": _packed_embedding,
     "quantized_linear": _quantized_linear,
+    "quantized_gated_linear": _quantized_gated_linear,
     "quantized_embedding": _quantized_embedding,
     "paged_attention": _paged_attention,
     "token_slots": _slots_shape,

@@ -10,6 +10,7 @@ from pllm.build.passes.fuse_cache_writes import fuse_cache_writes
 from pllm.build.passes.fuse_norms import fuse_norms
 from pllm.build.passes.fuse_rotary import fuse_rotary
 from pllm.build.passes.fuse_silu import fuse_silu
+from pllm.build.passes.gate_products import gate_products
 from pllm.build.passes.merge_linears import merge_linears
 from pllm.build.passes.pack_experts import pack_experts
 from pllm.build.passes.pack_linears import pack_linears
@@ -32,6 +33,7 @@ PASSES: tuple[Callable[[Traced, torch.dtype], str], ...] = (
     fuse_rotary,
     pack_linears,
     pack_experts,
+    gate_products,
     select_rows,
 )
 """For a CPU. Each edits the graph in place and says what it did; the dtype is that of stored linear weights."""

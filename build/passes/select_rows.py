@@ -27,7 +27,7 @@ __all__ = ["select_rows"]
 
 _aten = torch.ops.aten
 
-_PRODUCTS = frozenset(("aten::linear", "pllm::packed_linear", "pllm::quantized_linear"))
+_PRODUCTS = frozenset(("aten::linear", "pllm::packed_linear", "pllm::quantized_linear", "pllm::quantized_gated_linear"))
 
 _ALONG_LAST = _PRODUCTS | {"aten::layer_norm", "pllm::rms_normalize", "pllm::add_rms_norm", "pllm::silu_mul"}
 """They compute with the last dimension, for each index of the others. By name: ours are defined only when a model is

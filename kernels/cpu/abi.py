@@ -4,4 +4,4 @@ from typing import Final
 
 __all__ = ["ABI_VERSION"]
 
-ABI_VERSION: Final = 6
+ABI_VERSION: Final = 7

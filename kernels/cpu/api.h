@@ -11,7 +11,7 @@
 extern "C" {
 #endif
 
-enum { PLLM_ABI_VERSION = 6 };
+enum { PLLM_ABI_VERSION = 7 };
 enum { PLLM_OK = 0, PLLM_INVALID_ARGUMENT = 1, PLLM_OUT_OF_MEMORY = 2, PLLM_UNSUPPORTED_CPU = 3 };
 enum { PLLM_FLOAT32 = 0, PLLM_BFLOAT16 = 1, PLLM_INT8 = 2 };  // int8: a cache only
 enum { PLLM_MAX_HEAD_DIM = 512 };
@@ -43,8 +43,10 @@ PLLM_EXPORT int pllm_embedding(const int64_t* ids, int64_t tokens, const void* w
 // The same with whole-number weights, activations rounded to int8 a row at a time, and whole-number sums; W packed as
 // kernels/quantization.py does. groups 0: int8 with a float32 scale for each of N outputs, at most 65,536 inputs. Else int4, in so
 // many groups of inputs, each of a multiple of 8, with bfloat16 scales [ceil(N/32)][groups][32].
+// gated: the N outputs, a multiple of 32, are 16 of a gate and 16 of its up in turns, and y[M,N/2] = silu(gate) * up.
 PLLM_EXPORT int pllm_quantized_linear(const float* x, int64_t m, int64_t x_stride, const uint8_t* weight, const void* scale,
-                                      int64_t groups, int64_t n, int64_t k, const float* bias, float* y, int64_t y_stride);
+                                      int64_t groups, int64_t n, int64_t k, const float* bias, int gated, float* y,
+                                      int64_t y_stride);
 // Rows of an int8 weight.
 PLLM_EXPORT int pllm_quantized_embedding(const int64_t* ids, int64_t tokens, const uint8_t* weight, const float* scale,
                                          int64_t n, int64_t k, float* y, int64_t y_stride);

@@ -258,15 +258,16 @@ int pllm_embedding(const int64_t* ids, int64_t tokens, const void* weight, int w
 }
 
 int pllm_quantized_linear(const float* x, int64_t m, int64_t x_stride, const uint8_t* weight, const void* scale,
-                          int64_t groups, int64_t n, int64_t k, const float* bias, float* y, int64_t y_stride) {
+                          int64_t groups, int64_t n, int64_t k, const float* bias, int gated, float* y, int64_t y_stride) {
   PLLM_KERNELS(kernels);
   if (int code = check_quantized(n, k)) return code;
   if (groups < 0 || (groups && k % (8 * groups)))
     return fail(PLLM_INVALID_ARGUMENT, "%lld inputs in %lld groups: each must have a multiple of 8", (long long)k,
                 (long long)groups);
-  if (int code = check_product(m, x_stride, n, k, y_stride)) return code;
+  if (gated && n % 32) return fail(PLLM_INVALID_ARGUMENT, "%lld gated outputs: a multiple of 32 is possible", (long long)n);
+  if (int code = check_product(m, x_stride, gated ? n / 2 : n, k, y_stride)) return code;
   if (m == 0) return PLLM_OK;
-  return out_of_memory(kernels.quantized_linear(x, m, x_stride, weight, scale, groups, n, k, bias, y, y_stride));
+  return out_of_memory(kernels.quantized_linear(x, m, x_stride, weight, scale, groups, n, k, bias, gated, y, y_stride));
 }
 
 int pllm_quantized_embedding(const int64_t* ids, int64_t tokens, const uint8_t* weight, const float* scale, int64_t n,

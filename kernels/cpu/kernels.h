@@ -34,7 +34,7 @@ struct Kernels {
   void (*embedding)(const int64_t* ids, int64_t tokens, const void* weight, int weight_dtype, int64_t n, int64_t k,
                     float* y, int64_t y_stride);
   int (*quantized_linear)(const float* x, int64_t m, int64_t x_stride, const uint8_t* weight, const void* scale,
-                          int64_t groups, int64_t n, int64_t k, const float* bias, float* y, int64_t y_stride);
+                          int64_t groups, int64_t n, int64_t k, const float* bias, bool gated, float* y, int64_t y_stride);
   void (*quantized_embedding)(const int64_t* ids, int64_t tokens, const uint8_t* weight, const float* scale, int64_t k,
                               float* y, int64_t y_stride);
   int (*paged_attention)(const PllmPagedAttention& a);
@@ -54,7 +54,7 @@ struct Kernels {
   int linear(const float*, int64_t, int64_t, const void*, int, int64_t, int64_t, const float*, float*, int64_t);          \
   void embedding(const int64_t*, int64_t, const void*, int, int64_t, int64_t, float*, int64_t);                           \
   int quantized_linear(const float*, int64_t, int64_t, const uint8_t*, const void*, int64_t, int64_t, int64_t,            \
-                       const float*, float*, int64_t);                                                                    \
+                       const float*, bool, float*, int64_t);                                                              \
   void quantized_embedding(const int64_t*, int64_t, const uint8_t*, const float*, int64_t, float*, int64_t);              \
   int paged_attention(const PllmPagedAttention&);                                                                         \
   void rms_normalize(const PllmRmsNorm&);                                                                                 \

@@ -53,7 +53,20 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "pllm_set_tiling": (_INT, _INT, _INT),
     "pllm_linear": (_pointer, _I64, _I64, _pointer, _INT, _I64, _I64, _pointer, _pointer, _I64),
     "pllm_embedding": (_pointer, _I64, _pointer, _INT, _I64, _I64, _pointer, _I64),
-    "pllm_quantized_linear": (_pointer, _I64, _I64, _pointer, _pointer, _I64, _I64, _I64, _pointer, _pointer, _I64),
+    "pllm_quantized_linear": (
+        _pointer,
+        _I64,
+        _I64,
+        _pointer,
+        _pointer,
+        _I64,
+        _I64,
+        _I64,
+        _pointer,
+        _INT,
+        _pointer,
+        _I64,
+    ),
     "pllm_quantized_embedding": (_pointer, _I64, _pointer, _pointer, _I64, _I64, _pointer, _I64),
     "pllm_paged_attention": (ctypes.POINTER(_PagedAttention),),
     "pllm_copy_blocks": (_pointer, _I64, _I64, _pointer, _I64),
@@ -169,22 +182,24 @@ class CpuLibrary:
         bias: NDArray[np.float32] | None,
         out_features: int,
         out: NDArray[np.float32] | None = None,
+        *,
+        gated: bool = False,
     ) -> NDArray[np.float32]:
-        """x [M, K] (rows may be strided) times a weight of `kernels/quantization.py`, to [M, N].
+        """x [M, K] (rows may be strided) times a weight of `kernels/quantization.py`, to [M, out_features].
 
-        int8 with a float32 scale, int4 with a bfloat16 one.
+        int8 with a float32 scale, int4 with a bfloat16 one. gated: the weight has two rows for each output.
         """
-        (m, k), n = x.shape, out_features
+        (m, k), n = x.shape, 2 * out_features if gated else out_features
         groups = _check_quantized(weight, scale, n, k)
-        out = np.empty((m, n), np.float32) if out is None else out
+        out = np.empty((m, out_features), np.float32) if out is None else out
         if bias is not None and bias.shape != (n,):
             raise OperatorError(f"a bias of {bias.shape} for {n} outputs")
-        if out.shape != (m, n):
-            raise OperatorError(f"an output of {out.shape} for ({m}, {n})")
+        if out.shape != (m, out_features):
+            raise OperatorError(f"an output of {out.shape} for ({m}, {out_features})")
         self.call(
             "pllm_quantized_linear",
             *(_rows(x, np.float32), m, _stride(x), weight.ctypes.data, scale.ctypes.data, groups, n, k),
-            *(None if bias is None else _data(bias, np.float32), _rows(out, np.float32), _stride(out)),
+            *(None if bias is None else _data(bias, np.float32), gated, _rows(out, np.float32), _stride(out)),
         )
         return out
 

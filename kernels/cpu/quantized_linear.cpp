@@ -1,4 +1,5 @@
-// y = x W^T + b with int8 or int4 weights, and activations rounded to int8 a row at a time; and the gather of rows.
+// y = x W^T + b with int8 or int4 weights, and activations rounded to int8 a row at a time; and the gather of rows. Gated: the
+// outputs are gate and up in turns of half a panel, and y = silu(gate) * up.
 //
 // Sums are whole numbers, and what follows is done in one order, so a row's result has the same bits alone, in any batch, on any
 // number of threads and on either instruction set. Weights are stored without a sign, with 128 or 8 added (vpdpbusd multiplies
@@ -38,6 +39,7 @@ struct Problem {
   const float* bias;  // [n] or null
   float* y;
   int64_t m, n, quads, groups, y_stride, tiles;
+  bool gated;
 };
 
 #if defined(__AVX512F__)
@@ -90,6 +92,8 @@ PLLM_INLINE vi packed(const vi a[4]) {
 #endif
 
 constexpr int V = 2, kPasses = (int)kPanel / (V * kLanes);  // vectors of outputs at a time, and how often for a panel
+// Where in a panel a pass's vectors begin: half a panel apart, so that a gate and its up meet.
+PLLM_INLINE int64_t place_of(int v, int pass) { return v * kPanel / V + pass * kLanes; }
 
 PLLM_INLINE vi quad_of(const int8_t* x) {
   int32_t quad;
@@ -115,6 +119,18 @@ PLLM_INLINE void prefetch_lines(const uint8_t* w, int pass, const Ahead& ahead, 
   }
 }
 
+template <int R>
+PLLM_INLINE void write(const Problem& p, const vf y[R][V], int64_t row, int64_t column, int pass) {
+  PLLM_UNROLL for (int r = 0; r < R; r++) {
+    float* to = p.y + (row + r) * p.y_stride;
+    if (p.gated) {
+      store(to + column / 2 + place_of(0, pass), silu_mul(y[r][0], y[r][1]));
+      continue;
+    }
+    PLLM_UNROLL for (int v = 0; v < V; v++) store_first(to + column + place_of(v, pass), y[r][v], p.n - column - place_of(v, pass));
+  }
+}
+
 struct Int8 {
   static constexpr int kTileRows = kLanes == 16 ? 12 : 4;  // as many as leave room for the weights in the registers
   static constexpr int kOffset = kLanes == 16 ? 128 : 0;   // that weights are multiplied with on top of them
@@ -127,24 +143,25 @@ struct Int8 {
     for (int pass = 0; pass < kPasses; pass++) {
       vi sum[R][V];
       PLLM_UNROLL for (int r = 0; r < R; r++) PLLM_UNROLL for (int v = 0; v < V; v++) sum[r][v] = set_all(start[r]);
-      const uint8_t* w = panel + pass * V * kLanes * kQuad;
+      const uint8_t* w = panel + place_of(0, pass) * kQuad;
       const int8_t* at = x;
       for (int64_t q = 0; q < p.quads; q++, w += kLine, at += R * kQuad) {
         prefetch_lines<ALONE>(w, pass, ahead, q);
         vi weights[V];
-        PLLM_UNROLL for (int v = 0; v < V; v++) weights[v] = load_weights(w + v * kLanes * kQuad);
+        PLLM_UNROLL for (int v = 0; v < V; v++) weights[v] = load_weights(w + place_of(v, 0) * kQuad);
         PLLM_UNROLL for (int r = 0; r < R; r++) {
           const vi quad = quad_of(at + r * kQuad);
           PLLM_UNROLL for (int v = 0; v < V; v++) sum[r][v] = multiply_add_int8(sum[r][v], weights[v], quad);
         }
       }
+      vf y[R][V];
       PLLM_UNROLL for (int v = 0; v < V; v++) {
-        const int64_t first = column + (pass * V + v) * kLanes, left = p.n - first;
+        const int64_t first = column + place_of(v, pass), left = p.n - first;
         const vf scale = load_first((const float*)p.scale + first, left);
         const vf bias = p.bias ? load_first(p.bias + first, left) : zero();
-        PLLM_UNROLL for (int r = 0; r < R; r++)
-            store_first(p.y + (row + r) * p.y_stride + first, fmadd(to_float(sum[r][v]), mul(scale, set1(p.x_scale[row + r])), bias), left);
+        PLLM_UNROLL for (int r = 0; r < R; r++) y[r][v] = fmadd(to_float(sum[r][v]), mul(scale, set1(p.x_scale[row + r])), bias);
       }
+      write<R>(p, y, row, column, pass);
     }
   }
 };
@@ -162,7 +179,7 @@ struct Int4 {
     for (int pass = 0; pass < kPasses; pass++) {
       vf total[R][V];
       PLLM_UNROLL for (int r = 0; r < R; r++) PLLM_UNROLL for (int v = 0; v < V; v++) total[r][v] = zero();
-      const uint8_t* w = panel + pass * V * kLanes * kQuad;
+      const uint8_t* w = panel + place_of(0, pass) * kQuad;
       const int8_t* at = x;
       for (int64_t g = 0; g < p.groups; g++) {
         vi sum[R][V];
@@ -171,7 +188,7 @@ struct Int4 {
           prefetch_lines<ALONE>(w, pass, ahead, g * lines + l);
           vi low[V], high[V];
           PLLM_UNROLL for (int v = 0; v < V; v++) {
-            const vi both = load_weights(w + v * kLanes * kQuad);
+            const vi both = load_weights(w + place_of(v, 0) * kQuad);
             low[v] = low_halves(both);
             high[v] = high_halves(both);
           }
@@ -181,16 +198,16 @@ struct Int4 {
           }
         }
         PLLM_UNROLL for (int v = 0; v < V; v++) {
-          const vf scale = load(scales + g * kPanel + (pass * V + v) * kLanes);
+          const vf scale = load(scales + g * kPanel + place_of(v, pass));
           PLLM_UNROLL for (int r = 0; r < R; r++) total[r][v] = fmadd(to_float(sum[r][v]), scale, total[r][v]);
         }
       }
       PLLM_UNROLL for (int v = 0; v < V; v++) {
-        const int64_t first = column + (pass * V + v) * kLanes, left = p.n - first;
-        const vf bias = p.bias ? load_first(p.bias + first, left) : zero();
-        PLLM_UNROLL for (int r = 0; r < R; r++)
-            store_first(p.y + (row + r) * p.y_stride + first, fmadd(total[r][v], set1(p.x_scale[row + r]), bias), left);
+        const int64_t first = column + place_of(v, pass);
+        const vf bias = p.bias ? load_first(p.bias + first, p.n - first) : zero();
+        PLLM_UNROLL for (int r = 0; r < R; r++) total[r][v] = fmadd(total[r][v], set1(p.x_scale[row + r]), bias);
       }
+      write<R>(p, total, row, column, pass);
     }
   }
 };
@@ -305,10 +322,10 @@ int product(const float* x, int64_t m, int64_t x_stride, int64_t k, Problem p) {
 }  // namespace
 
 int quantized_linear(const float* x, int64_t m, int64_t x_stride, const uint8_t* weight, const void* scale, int64_t groups,
-                     int64_t n, int64_t k, const float* bias, float* y, int64_t y_stride) {
+                     int64_t n, int64_t k, const float* bias, bool gated, float* y, int64_t y_stride) {
   Problem p = {};
   p.weight = weight, p.scale = scale, p.bias = bias, p.y = y;
-  p.n = n, p.quads = (k + kQuad - 1) / kQuad, p.groups = groups ? groups : 1, p.y_stride = y_stride;
+  p.n = n, p.quads = (k + kQuad - 1) / kQuad, p.groups = groups ? groups : 1, p.y_stride = y_stride, p.gated = gated;
   return groups ? product<Int4>(x, m, x_stride, k, p) : product<Int8>(x, m, x_stride, k, p);
 }
 

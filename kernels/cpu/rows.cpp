@@ -89,11 +89,7 @@ void silu_mul(const float* x, int64_t rows, int64_t x_stride, int64_t n, float* 
   loop(rows, rows_of_piece(2 * n), too_small(rows, 2 * n), [&](int, int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; r++) {
       const float *gate = x + r * x_stride, *up = gate + n;
-      for (int64_t i = 0; i < n; i += kLanes) {
-        const vf g = read(gate + i, n - i);
-        const vf silu = div(g, add(set1(1.0f), exp(sub(zero(), g))));
-        write(out + r * n + i, mul(silu, read(up + i, n - i)), n - i);
-      }
+      for (int64_t i = 0; i < n; i += kLanes) write(out + r * n + i, silu_mul(read(gate + i, n - i), read(up + i, n - i)), n - i);
     }
   });
 }

@@ -52,6 +52,24 @@ void strides_of(const Tensor& t, int64_t out[3]) {
   out[2] = t.sizes[3] == 1 ? 1 : t.strides[3];
 }
 
+// A gated weight has two rows for each output.
+AOTITorchError quantized_product(AtenTensorHandle x, AtenTensorHandle weight, AtenTensorHandle scale, AtenTensorHandle* bias,
+                                 int64_t out_features, bool gated, AtenTensorHandle* ret0) {
+  Tensor tx, tw, ts, tb;
+  int64_t rows, row_stride, groups;
+  float* y;
+  if (!read(x, "x", -1, pllm_tensors_dtype_float32(), &tx) || !collapse(tx, &rows, &row_stride)) return kFailed;
+  const int64_t k = tx.sizes[tx.dim - 1], n = gated ? 2 * out_features : out_features;
+  if (!read_quantized(weight, scale, n, k, &tw, &ts, &groups) || !read_optional(bias, "bias", n, &tb)) return kFailed;
+  int64_t sizes[kMaxDim];
+  memcpy(sizes, tx.sizes, (size_t)tx.dim * sizeof *sizes);
+  sizes[tx.dim - 1] = out_features;
+  if (make(tx, sizes, tx.dim, ret0, &y)) return kFailed;
+  return finish(pllm_quantized_linear((const float*)tx.data, rows, row_stride, (const uint8_t*)tw.data, ts.data, groups, n, k,
+                                      (const float*)tb.data, gated, y, out_features),
+                ret0);
+}
+
 }  // namespace
 
 extern "C" {
@@ -116,21 +134,13 @@ PLLM_EXPORT AOTITorchError aoti_torch_cpu_packed_grouped_linear(AtenTensorHandle
 PLLM_EXPORT AOTITorchError aoti_torch_cpu_quantized_linear(AtenTensorHandle x, AtenTensorHandle weight,
                                                            AtenTensorHandle scale, AtenTensorHandle* bias,
                                                            int64_t out_features, AtenTensorHandle* ret0) {
-  Tensor tx, tw, ts, tb;
-  int64_t rows, row_stride, groups;
-  float* y;
-  if (!read(x, "x", -1, pllm_tensors_dtype_float32(), &tx) || !collapse(tx, &rows, &row_stride)) return kFailed;
-  const int64_t k = tx.sizes[tx.dim - 1];
-  if (!read_quantized(weight, scale, out_features, k, &tw, &ts, &groups) ||
-      !read_optional(bias, "bias", out_features, &tb))
-    return kFailed;
-  int64_t sizes[kMaxDim];
-  memcpy(sizes, tx.sizes, (size_t)tx.dim * sizeof *sizes);
-  sizes[tx.dim - 1] = out_features;
-  if (make(tx, sizes, tx.dim, ret0, &y)) return kFailed;
-  return finish(pllm_quantized_linear((const float*)tx.data, rows, row_stride, (const uint8_t*)tw.data, ts.data, groups,
-                                      out_features, k, (const float*)tb.data, y, out_features),
-                ret0);
+  return quantized_product(x, weight, scale, bias, out_features, false, ret0);
+}
+
+PLLM_EXPORT AOTITorchError aoti_torch_cpu_quantized_gated_linear(AtenTensorHandle x, AtenTensorHandle weight,
+                                                                 AtenTensorHandle scale, int64_t out_features,
+                                                                 AtenTensorHandle* ret0) {
+  return quantized_product(x, weight, scale, nullptr, out_features, true, ret0);
 }
 
 PLLM_EXPORT AOTITorchError aoti_torch_cpu_quantized_embedding(AtenTensorHandle ids, AtenTensorHandle weight,

@@ -200,6 +200,9 @@ PLLM_INLINE vf exp(vf x) {
   return zero_below(times_power_of_two(p, n), x, lowest);
 }
 
+// silu(gate) * up
+PLLM_INLINE vf silu_mul(vf gate, vf up) { return mul(div(gate, add(set1(1.0f), exp(sub(zero(), gate)))), up); }
+
 // tanh by the rational function of Eigen's ptanh: a few ulp; NaN stays NaN.
 PLLM_INLINE vf tanh(vf x) {
   const vf c = max(set1(-7.90531110763549805f), min(set1(7.90531110763549805f), x));

@@ -43,7 +43,9 @@ def test_the_graph_computes_what_it_did_but_for_rounding(
     """Random weights let a rounding of 1% a product grow to several percent; a weight in the wrong place makes 140."""
     _, expected = logits(checkpoint, None)
     traced, actual = logits(checkpoint, form)
-    assert len(traced.calls(pllm.quantized_linear.default)) == 4 * LAYERS + 1
+    assert len(traced.calls(pllm.quantized_linear.default)) == 3 * LAYERS + 1
+    assert len(traced.calls(pllm.quantized_gated_linear.default)) == LAYERS
+    assert not traced.calls(pllm.silu_mul.default)
     assert len(traced.calls(pllm.quantized_embedding.default)) == 1
     assert not traced.calls(pllm.packed_linear.default) + traced.calls(aten.linear.default)
     error = float((actual - expected).norm() / expected.norm())
@@ -67,7 +69,8 @@ def test_scales_stand_beside_their_weights(checkpoint: Checkpoint) -> None:
     apply_passes(traced, torch.float32, WeightForm.INT8)
     placeholders = [node for node in traced.graph.nodes if node.op == "placeholder"]
     assert [spec.arg.name for spec in traced.program.graph_signature.input_specs] == [n.name for n in placeholders]
-    for call in traced.calls(pllm.quantized_linear.default):
+    products = traced.calls(pllm.quantized_linear.default) + traced.calls(pllm.quantized_gated_linear.default)
+    for call in products:
         weight, scale = call.args[1:3]
         assert placeholders.index(scale) == placeholders.index(weight) + 1
         assert traced.sources[scale.name].form is WeightForm.INT8_SCALE

@@ -1,5 +1,7 @@
 """int8 and int4 weights: rounding, the packed layouts, and the product against its specification, on random inputs."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -7,8 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pllm.kernels import reference
+from pllm.kernels.cpu import rows
 from pllm.kernels.cpu.library import CpuLibrary, OperatorError
 from pllm.kernels.quantization import (
+    alternate_gates,
     dequantize,
     dequantize_int4,
     int4_shape,
@@ -43,6 +47,35 @@ def test_rounding_is_off_by_half_a_step_at_most(n: int, k: int, size: float) -> 
     assert int(rounded.min()) >= -127
     assert torch.all((dequantize(rounded, scale) - weight).abs() <= scale[:, None] * 0.5001)
     assert not rounded[0].any()
+
+
+@pytest.mark.parametrize("is_int4", [False, True])
+@pytest.mark.parametrize(("m", "n", "k"), [(1, 16, 64), (7, 48, 96), (13, 64, 32), (40, 2048, 128)])
+def test_a_gated_product_has_the_bits_of_both_operators(
+    library: CpuLibrary, m: int, n: int, k: int, is_int4: bool
+) -> None:
+    """n gates and n ups: one operator makes of a weight in turns what two make of it as it is."""
+    x, weight = torch.randn(m, k), torch.randn(2 * n, k)
+    rounded, scale = quantize_int4(weight, 32) if is_int4 else quantize_int8(weight)
+    pack, narrow = (pack_int4, pack_int4_scale) if is_int4 else (pack_quantized, torch.clone)
+
+    def arrays(order: Callable[[torch.Tensor], torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        return pack(order(rounded)), narrow(order(scale))
+
+    def product(packed: torch.Tensor, scales: torch.Tensor, columns: int, *, gated: bool) -> np.ndarray:
+        given = scales.view(torch.uint16).numpy() if is_int4 else scales.numpy()
+        return library.quantized_linear(x.numpy(), packed.numpy(), given, None, columns, gated=gated)
+
+    both = rows.silu_mul(library, product(*arrays(torch.clone), 2 * n, gated=False))
+    turns = arrays(alternate_gates)
+    assert np.array_equal(product(*turns, n, gated=True), both)
+    assert torch.allclose(torch.from_numpy(both), reference.quantized_gated_linear(x, *turns, n), rtol=2e-6, atol=1e-6)
+
+
+def test_what_cannot_be_gated(library: CpuLibrary) -> None:
+    packed, x = np.zeros((2, 4, 32, 4), np.uint8), np.zeros((1, 16), np.float32)
+    with pytest.raises(OperatorError, match="48 gated outputs: a multiple of 32"):
+        library.quantized_linear(x, packed, np.ones(48, np.float32), None, 24, gated=True)
 
 
 @pytest.mark.parametrize("has_bias", [False, True])
