@@ -95,7 +95,8 @@ def quantized_gated_linear(
     `quantization.alternate_gates` orders them. Returns float32 [..., out_features]."""
     runs = quantized_linear(x, weight, scale, None, 2 * out_features).unflatten(-1, (-1, 2, GATE_RUN))
     gate, up = runs.unbind(-2)
-    return (gate * torch.sigmoid(gate) * up).flatten(-2)
+    gated: torch.Tensor = gate * torch.sigmoid(gate) * up
+    return gated.flatten(-2)
 
 
 def quantized_embedding(
