@@ -7,14 +7,16 @@
 //   tile_span:   many query rows. Keys are gathered and transposed, values gathered, 128 at a time, and two dense products
 //                around an online softmax (FlashAttention, Dao et al. 2022) share them.
 //
-// In an int8 pool the keys of a block and head are followed by their scales, a float each, and the values likewise. Keys and values
-// are widened on the way to the registers. In decode_span scales meet what is made of them, a score and a weight of the softmax,
-// not their elements; tile_span scales what it gathers.
+// In an int8 pool the keys of a block and head are followed by their scales, a float each, and the values likewise. Scales meet
+// what is made of keys and values, a score and a weight of the softmax, not their elements: these stay whole numbers in both ways
+// (attention_decode_int8.h, attention_tile_int8.h).
 #include <string.h>
 
 #include "attention_decode.h"
+#include "attention_decode_int8.h"
 #include "attention_item.h"
 #include "attention_tile.h"
+#include "attention_tile_int8.h"
 #include "kernels.h"
 #include "rounding.h"
 #include "simd.h"
@@ -56,17 +58,34 @@ void write_cache(const PllmPagedAttention& a, int64_t b, int64_t h) {
   }
 }
 
+// One query token, R heads: few enough for keys to be read in place.
+template <int R, class T>
+void decode(const Call& c, const Item& item, float* work) {
+  if constexpr (kScaled<T>) decode_span_int8<R>(c, item, 0, work);
+  else decode_span<R, T>(c, item, 0, work);
+}
+
 template <class T>
 void attend(const Call& c, const Item& item, float* work) {
-  const bool decode = item.token1 - item.token0 == 1 && c.group <= kDecodeRows && c.a->head_dim % kLanes == 0 &&
-                      item.key1 - item.key0 <= kSpan;
-  if (!decode) return tile_span<T>(c, item, work);
-  switch (c.group) {
-    case 1: return decode_span<1, T>(c, item, 0, work);
-    case 2: return decode_span<2, T>(c, item, 0, work);
-    case 3: return decode_span<3, T>(c, item, 0, work);
-    default: return decode_span<4, T>(c, item, 0, work);
+  const bool few = item.token1 - item.token0 == 1 && c.group <= kDecodeRows && item.key1 - item.key0 <= kSpan &&
+                   (kScaled<T> || c.a->head_dim % kLanes == 0);
+  if (!few) {
+    if constexpr (kScaled<T>) return tile_span<Int8Tile>(c, item, work);
+    else return tile_span<FloatTile<T>>(c, item, work);
   }
+  switch (c.group) {
+    case 1: return decode<1, T>(c, item, work);
+    case 2: return decode<2, T>(c, item, work);
+    case 3: return decode<3, T>(c, item, work);
+    default: return decode<4, T>(c, item, work);
+  }
+}
+
+// Of what attend works on.
+template <class T>
+int64_t floats_of(const Call& c) {
+  if constexpr (kScaled<T>) return most(Int8Tile::floats(c), decode_int8_floats(c));
+  else return most(WideTile::floats(c), decode_floats(c));
 }
 
 // How a sequence is cut: by its own lengths only.
@@ -127,7 +146,7 @@ int run(const PllmPagedAttention& a) {
   }
   if (!count) return PLLM_OK;
   const bool alone = work * a.heads * a.head_dim <= 32768;
-  const int64_t floats = round_up(most(tile_floats(c), decode_floats(c)), 16) + 16;
+  const int64_t floats = round_up(floats_of<T>(c), 16) + 16;
   Item* items = (Item*)scratch(kScratchItems, sizeof(Item) * count);
   float* workers = (float*)scratch(kScratchWorkers, sizeof(float) * floats * num_threads());
   float* partials = partial_rows ? (float*)scratch(kScratchPartials, sizeof(float) * partial_rows * c.row_floats) : nullptr;

@@ -68,19 +68,14 @@ void decode_span(const Call& c, const Item& item, int64_t row, float* work) {
     for (int64_t d = pairs; d < D; d++) q[r * D + d] = from[d] * a.scale;
   }
 
-  // Where each key lies; its value lies `to_value` further. Up to whole vectors of scores the last key again; then, for they are only
-  // asked for ahead, the first values. Scales are asked for here, and read when the scores are there.
+  // Where each key lies; its value lies `to_value` further. Up to whole vectors of scores the last key again; then, for they are
+  // only asked for ahead, the first values.
   const T* key[kSpan + kAheadKeys];
   const int64_t to_value = a.kv_heads * plane_of<T>(a);
-  const Cursor<T> first = Cursor<T>::at(a, item.sequence, item.kv_head, 0, item.key0);
-  Cursor<T> cursor = first;
+  Cursor<T> cursor = Cursor<T>::at(a, item.sequence, item.kv_head, 0, item.key0);
   for (int64_t i = 0; i < keys; i++) {
     key[i] = cursor.here();
     if (i < kAheadKeys) prefetch(key[i], bytes);
-    if (kScaled<T> && (i == 0 || cursor.offset == 0)) {
-      prefetch(cursor.scale(), sizeof(float) * a.block_size);
-      prefetch((const T*)cursor.scale() + to_value, sizeof(float) * a.block_size);
-    }
     if (i + 1 < keys) cursor.next();
   }
   for (int64_t i = keys; i < padded_keys; i++) key[i] = key[keys - 1];
@@ -112,22 +107,9 @@ void decode_span(const Call& c, const Item& item, int64_t row, float* work) {
     PLLM_UNROLL for (int r = 0; r < R; r++) store(s + r * kSpan + i, sum_each(dot[r]));
   }
 
-  float key_scale[kScaled<T> ? kSpan : 1], value_scale[kScaled<T> ? kSpan : 1];
-  if constexpr (kScaled<T>) {
-    cursor = first;
-    for (int64_t i = 0; i < keys;) {  // a block's scales lie beside each other
-      const int64_t run = least(keys - i, a.block_size - cursor.offset);
-      memcpy(key_scale + i, cursor.scale(), sizeof(float) * run);
-      memcpy(value_scale + i, (const T*)cursor.scale() + to_value, sizeof(float) * run);
-      i += run, cursor.index++, cursor.offset = 0;
-    }
-    for (int64_t i = keys; i < padded_keys; i++) key_scale[i] = key_scale[keys - 1], value_scale[i] = 0;
-  }
   float maximum[R], sum[R];
   for (int r = 0; r < R; r++) {
     float* row_s = s + r * kSpan;
-    if constexpr (kScaled<T>)
-      for (int64_t i = 0; i < padded_keys; i += kLanes) store(row_s + i, mul(load(row_s + i), load(key_scale + i)));
     if (a.softcap > 0) soft_cap(row_s, padded_keys, a.softcap);
     vf top = set1(-INFINITY);
     for (int64_t i = 0; i < padded_keys; i += kLanes) top = max(top, load(row_s + i));  // the padding repeats the last key
@@ -136,8 +118,7 @@ void decode_span(const Call& c, const Item& item, int64_t row, float* work) {
     vf total = zero();
     for (int64_t i = 0; i < padded_keys; i += kLanes) {
       const vf p = keep_first(exp(sub(load(row_s + i), m)), keys - i, zero());
-      if constexpr (kScaled<T>) store(row_s + i, mul(p, load(value_scale + i)));
-      else store(row_s + i, p);
+      store(row_s + i, p);
       total = add(total, p);
     }
     sum[r] = reduce_add(total);

@@ -28,15 +28,15 @@ struct Rounding {
 
 // Of a row of k elements. One with NaN or infinity in it has NaN or infinity for its scale, so that what is made of it is neither
 // finite. One so small that its steps would be infinite is rounded to zeros.
-PLLM_INLINE Rounding rounding_of(const float* x, int64_t k) {
+PLLM_INLINE Rounding rounding_of(const float* x, int64_t k, float most_steps = 127.0f) {
   vf top = zero();
   bool nan = false;
   const auto look = [&](vf a) { nan |= any_nan(a), top = max(top, absolute(a)); };
   int64_t i = 0;
   for (; i + kLanes <= k; i += kLanes) look(load(x + i));
   if (i < k) look(load_first(x + i, k - i));
-  const float largest = reduce_max(top), steps = 127.0f / largest;
-  return {set1(steps < INFINITY ? steps : 0.0f), nan ? NAN : largest / 127.0f};
+  const float largest = reduce_max(top), steps = most_steps / largest;
+  return {set1(steps < INFINITY ? steps : 0.0f), nan ? NAN : largest / most_steps};
 }
 
 PLLM_INLINE void round_row(const float* x, int64_t k, int8_t* to, float* scale) {

@@ -34,15 +34,17 @@ PLLM_INLINE vf keep_first(vf a, int64_t n, vf other) { return _mm512_mask_blend_
 PLLM_INLINE vf zero_below(vf a, vf x, vf limit) {  // a, or 0 where x < limit
   return _mm512_mask_mov_ps(a, _mm512_cmp_ps_mask(x, limit, _CMP_LT_OQ), _mm512_setzero_ps());
 }
+PLLM_INLINE vf zero_where(vf a, vf x, vf y) {  // a, or 0 where x == y
+  return _mm512_mask_mov_ps(a, _mm512_cmp_ps_mask(x, y, _CMP_EQ_OQ), _mm512_setzero_ps());
+}
 PLLM_INLINE vf times_power_of_two(vf a, vf n) { return _mm512_scalef_ps(a, n); }
 PLLM_INLINE bool any_nan(vf a) { return _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q) != 0; }
 PLLM_INLINE uint32_t mask_equal(vf a, vf b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
 PLLM_INLINE uint32_t mask_at_least(vf a, vf b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ); }
-// kLanes consecutive values in bfloat16, and in int8.
+// kLanes consecutive values in bfloat16.
 PLLM_INLINE vf load(const uint16_t* p) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16));
 }
-PLLM_INLINE vf load(const int8_t* p) { return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p))); }
 // kLanes words of an interleaved line: the low halves and the high halves.
 PLLM_INLINE void load_pair(const uint16_t* p, vf* low, vf* high) {
   const __m512i w = _mm512_loadu_si512(p);
@@ -113,6 +115,7 @@ PLLM_INLINE vf load_first(const float* p, int64_t n) { return _mm256_maskload_ps
 PLLM_INLINE void store_first(float* p, vf a, int64_t n) { _mm256_maskstore_ps(p, first(n), a); }
 PLLM_INLINE vf keep_first(vf a, int64_t n, vf other) { return _mm256_blendv_ps(other, a, _mm256_castsi256_ps(first(n))); }
 PLLM_INLINE vf zero_below(vf a, vf x, vf limit) { return _mm256_andnot_ps(_mm256_cmp_ps(x, limit, _CMP_LT_OQ), a); }
+PLLM_INLINE vf zero_where(vf a, vf x, vf y) { return _mm256_andnot_ps(_mm256_cmp_ps(x, y, _CMP_EQ_OQ), a); }
 PLLM_INLINE vf times_power_of_two(vf a, vf n) {
   return mul(a, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23)));
 }
@@ -122,7 +125,6 @@ PLLM_INLINE uint32_t mask_at_least(vf a, vf b) { return (uint32_t)_mm256_movemas
 PLLM_INLINE vf load(const uint16_t* p) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)), 16));
 }
-PLLM_INLINE vf load(const int8_t* p) { return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p))); }
 PLLM_INLINE void load_pair(const uint16_t* p, vf* low, vf* high) {
   const __m256i w = _mm256_loadu_si256((const __m256i*)p);
   *low = _mm256_castsi256_ps(_mm256_slli_epi32(w, 16));
@@ -168,14 +170,9 @@ PLLM_INLINE void load_two(const float* p, vf* a, vf* b) {
   *a = load(p);
   *b = load(p + kLanes);
 }
-PLLM_INLINE void load_two(const int8_t* p, vf* a, vf* b) {
-  *a = load(p);
-  *b = load(p + kLanes);
-}
 // Where load_two puts element i of its 2 * kLanes.
 PLLM_INLINE int64_t place_of(const uint16_t*, int64_t i) { return i / 2 + i % 2 * kLanes; }
 PLLM_INLINE int64_t place_of(const float*, int64_t i) { return i; }
-PLLM_INLINE int64_t place_of(const int8_t*, int64_t i) { return i; }
 
 // kLanes floats of a float32 line and the kLanes sixteen columns further on.
 PLLM_INLINE void load_pair(const float* p, vf* low, vf* high) {
