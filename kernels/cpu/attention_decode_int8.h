@@ -15,6 +15,9 @@ namespace PLLM_ISA {
 
 namespace {
 
+// The arithmetic is so short that memory must not rest while weights are made, nor be asked in bursts: values are asked for further
+// ahead than keys, by what is asked for meanwhile, and lines one by one, where the columns before them are multiplied.
+constexpr int64_t kAheadValues = kAheadKeys + 32, kLine = 64;
 constexpr int64_t kRun = 128;  // keys whose weights are rounded by one step
 static_assert(kRun <= kMostProducts, "a sum of weighted values would overflow");
 
@@ -23,21 +26,23 @@ int64_t decode_int8_floats(const Call& c) {
 }
 
 // o[R][d..] += step[R] x sum over a run's keys of weight[R][key] row[key][offset + d..], C times kWords columns; of the first
-// run, o is only written. `last`: of head_dim, the columns below kWords that are left. `bytes`: of a value to prefetch.
+// run, o is only written. `last`: of head_dim, the columns below kWords that are left.
 template <int R, int C>
 PLLM_INLINE void weighted_words(const int16_t* weight, const int8_t* const* row, int64_t offset, int64_t key0, int64_t key1,
-                                int64_t keys, int64_t d, int64_t last, int64_t bytes, const float* step, float* o,
-                                int64_t o_stride) {
+                                int64_t keys, int64_t d, int64_t last, const float* step, float* o, int64_t o_stride) {
   vi acc[R][2 * C];
   PLLM_UNROLL for (int r = 0; r < R; r++) PLLM_UNROLL for (int l = 0; l < 2 * C; l++) acc[r][l] = set_all(0);
+  const bool begins = d % kLine == 0;
   for (int64_t i = key0; i < key1; i += 2) {  // an odd last key comes twice, the second time without weight
     const int8_t *x = row[i] + offset + d, *y = row[i + 1] + offset + d;
-    if (bytes) {
-      prefetch(row[least(i + kAheadKeys, keys - 1)] + offset, bytes);
-      prefetch(row[least(i + 1 + kAheadKeys, keys - 1)] + offset, bytes);
-    }
+    const int8_t* later_x = row[least(i + kAheadValues, keys - 1)] + offset + d;
+    const int8_t* later_y = row[least(i + 1 + kAheadValues, keys - 1)] + offset + d;
     vi both[2 * C];
     PLLM_UNROLL for (int l = 0; l < C; l++) {
+      if (begins && l * kWords % kLine == 0) {
+        prefetch(later_x + l * kWords, 1);
+        prefetch(later_y + l * kWords, 1);
+      }
       const vi a = last ? widen_first(x, last) : widen(x + l * kWords), b = last ? widen_first(y, last) : widen(y + l * kWords);
       interleave(a, b, &both[2 * l], &both[2 * l + 1]);
     }
@@ -93,17 +98,18 @@ void decode_span_int8(const Call& c, const Item& item, int64_t row, float* work)
   for (int64_t i = 0; i < padded_keys; i += kLanes) {
     vi dot[R][kLanes];
     PLLM_UNROLL for (int j = 0; j < kLanes; j += J) {
-      PLLM_UNROLL for (int l = 0; l < J; l++) prefetch(key[i + j + l + kAheadKeys], D);
       vi acc[R][J];
       PLLM_UNROLL for (int r = 0; r < R; r++) PLLM_UNROLL for (int l = 0; l < J; l++) acc[r][l] = set_all(0);
       for (int64_t d = 0; d < whole; d += kWords) {
         PLLM_UNROLL for (int l = 0; l < J; l++) {
+          if (d % kLine == 0) prefetch(key[i + j + l + kAheadKeys] + d, 1);
           const vi x = widen(key[i + j + l] + d);
           PLLM_UNROLL for (int r = 0; r < R; r++) acc[r][l] = multiply_add_words(acc[r][l], x, load_whole(q + r * stride + d));
         }
       }
       if (whole < D) {
         PLLM_UNROLL for (int l = 0; l < J; l++) {
+          if (whole % kLine == 0) prefetch(key[i + j + l + kAheadKeys] + whole, 1);
           const vi x = widen_first(key[i + j + l] + whole, D - whole);
           PLLM_UNROLL for (int r = 0; r < R; r++)
               acc[r][l] = multiply_add_words(acc[r][l], x, load_whole(q + r * stride + whole));
@@ -134,10 +140,14 @@ void decode_span_int8(const Call& c, const Item& item, int64_t row, float* work)
     for (int64_t i = keys; i < padded_keys; i++) row_s[i] = -INFINITY;
     maximum[r] = largest_score(row_s, padded_keys);
   }
+  const int64_t runs = (keys + kRun - 1) / kRun, each = (kAheadValues - kAheadKeys + R * runs - 1) / (R * runs);
+  int64_t asked = kAheadKeys;  // values
   for (int r = 0; r < R; r++) {
     vf total = zero();
-    for (int64_t i = 0; i < keys; i += kRun)
+    for (int64_t i = 0; i < keys; i += kRun) {
+      for (const int64_t end = least(keys, asked + each); asked < end; asked++) prefetch(key[asked] + to_value, D);
       step[i / kRun][r] = weigh(s + r * kSpan + i, least(padded_keys - i, kRun), maximum[r], value_scale + i, &total);
+    }
     sum[r] = reduce_add(total);
   }
   for (int r = 0; r < R; r++) {
@@ -153,13 +163,12 @@ void decode_span_int8(const Call& c, const Item& item, int64_t row, float* work)
     const int64_t end = least(keys, i + kRun);
     const float* by = step[i / kRun];
     for (int64_t d = 0; d < whole;) {
-      const int64_t bytes = d == 0 ? D : 0;
       if (whole - d >= C * kWords)
-        weighted_words<R, C>(weight, key, to_value, i, end, keys, d, 0, bytes, by, o, c.padded), d += C * kWords;
+        weighted_words<R, C>(weight, key, to_value, i, end, keys, d, 0, by, o, c.padded), d += C * kWords;
       else
-        weighted_words<R, 1>(weight, key, to_value, i, end, keys, d, 0, bytes, by, o, c.padded), d += kWords;
+        weighted_words<R, 1>(weight, key, to_value, i, end, keys, d, 0, by, o, c.padded), d += kWords;
     }
-    if (whole < D) weighted_words<R, 1>(weight, key, to_value, i, end, keys, whole, D - whole, 0, by, o, c.padded);
+    if (whole < D) weighted_words<R, 1>(weight, key, to_value, i, end, keys, whole, D - whole, by, o, c.padded);
   }
   for (int r = 0; r < R; r++) emit(c, item, row + r, maximum[r], sum[r], o + r * c.padded);
 }
