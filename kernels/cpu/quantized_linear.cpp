@@ -13,6 +13,7 @@
 #include "kernels.h"
 #include "rounding.h"
 #include "simd.h"
+#include "words.h"
 
 namespace pllm {
 namespace PLLM_ISA {
@@ -44,9 +45,6 @@ struct Problem {
 
 #if defined(__AVX512F__)
 
-typedef __m512i vi;
-PLLM_INLINE vi load_weights(const uint8_t* p) { return _mm512_loadu_si512(p); }
-PLLM_INLINE vi set_all(int32_t a) { return _mm512_set1_epi32(a); }
 // Written out, because g++ 12 copies the sum of _mm512_dpbusd_epi32 around, through memory, at every step: 0.8 Top/s, not 1.8.
 PLLM_INLINE vi multiply_add(vi sum, vi w, vi x) {
   asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(w), "v"(x));
@@ -55,10 +53,8 @@ PLLM_INLINE vi multiply_add(vi sum, vi w, vi x) {
 PLLM_INLINE vi multiply_add_int8(vi sum, vi w, vi x) { return multiply_add(sum, w, x); }
 PLLM_INLINE vi low_halves(vi a) { return _mm512_and_si512(a, _mm512_set1_epi8(15)); }
 PLLM_INLINE vi high_halves(vi a) { return low_halves(_mm512_srli_epi16(a, 4)); }
-PLLM_INLINE vf to_float(vi a) { return _mm512_cvtepi32_ps(a); }
 PLLM_INLINE vi rounded(vf a) { return _mm512_cvtps_epi32(a); }
 PLLM_INLINE vi multiply_whole(vi a, vi b) { return _mm512_mullo_epi32(a, b); }
-PLLM_INLINE vi as_whole(vf a) { return _mm512_castps_si512(a); }
 PLLM_INLINE vf as_floats(vi a) { return _mm512_castsi512_ps(a); }
 PLLM_INLINE vi packed(const vi a[4]) {  // as int8: of each 128 bits four of a[0], of a[1], of a[2] and of a[3]
   return _mm512_packs_epi16(_mm512_packs_epi32(a[0], a[1]), _mm512_packs_epi32(a[2], a[3]));
@@ -66,9 +62,6 @@ PLLM_INLINE vi packed(const vi a[4]) {  // as int8: of each 128 bits four of a[0
 
 #else
 
-typedef __m256i vi;
-PLLM_INLINE vi load_weights(const uint8_t* p) { return _mm256_loadu_si256((const __m256i*)p); }
-PLLM_INLINE vi set_all(int32_t a) { return _mm256_set1_epi32(a); }
 // maddubs adds pairs of products in 16 bits: enough for int4.
 PLLM_INLINE vi multiply_add(vi sum, vi w, vi x) {
   return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(w, x), _mm256_set1_epi16(1)));
@@ -80,10 +73,8 @@ PLLM_INLINE vi multiply_add_int8(vi sum, vi w, vi x) {
 }
 PLLM_INLINE vi low_halves(vi a) { return _mm256_and_si256(a, _mm256_set1_epi8(15)); }
 PLLM_INLINE vi high_halves(vi a) { return low_halves(_mm256_srli_epi16(a, 4)); }
-PLLM_INLINE vf to_float(vi a) { return _mm256_cvtepi32_ps(a); }
 PLLM_INLINE vi rounded(vf a) { return _mm256_cvtps_epi32(a); }
 PLLM_INLINE vi multiply_whole(vi a, vi b) { return _mm256_mullo_epi32(a, b); }
-PLLM_INLINE vi as_whole(vf a) { return _mm256_castps_si256(a); }
 PLLM_INLINE vf as_floats(vi a) { return _mm256_castsi256_ps(a); }
 PLLM_INLINE vi packed(const vi a[4]) {
   return _mm256_packs_epi16(_mm256_packs_epi32(a[0], a[1]), _mm256_packs_epi32(a[2], a[3]));
@@ -93,7 +84,7 @@ PLLM_INLINE vi packed(const vi a[4]) {
 
 constexpr int V = 2, kPasses = (int)kPanel / (V * kLanes);  // vectors of outputs at a time, and how often for a panel
 // Where in a panel a pass's vectors begin: half a panel apart, so that a gate and its up meet.
-PLLM_INLINE int64_t place_of(int v, int pass) { return v * kPanel / V + pass * kLanes; }
+PLLM_INLINE int64_t column_of(int v, int pass) { return v * kPanel / V + pass * kLanes; }
 
 PLLM_INLINE vi quad_of(const int8_t* x) {
   int32_t quad;
@@ -124,10 +115,10 @@ PLLM_INLINE void write(const Problem& p, const vf y[R][V], int64_t row, int64_t 
   PLLM_UNROLL for (int r = 0; r < R; r++) {
     float* to = p.y + (row + r) * p.y_stride;
     if (p.gated) {
-      store(to + column / 2 + place_of(0, pass), silu_mul(y[r][0], y[r][1]));
+      store(to + column / 2 + column_of(0, pass), silu_mul(y[r][0], y[r][1]));
       continue;
     }
-    PLLM_UNROLL for (int v = 0; v < V; v++) store_first(to + column + place_of(v, pass), y[r][v], p.n - column - place_of(v, pass));
+    PLLM_UNROLL for (int v = 0; v < V; v++) store_first(to + column + column_of(v, pass), y[r][v], p.n - column - column_of(v, pass));
   }
 }
 
@@ -143,12 +134,12 @@ struct Int8 {
     for (int pass = 0; pass < kPasses; pass++) {
       vi sum[R][V];
       PLLM_UNROLL for (int r = 0; r < R; r++) PLLM_UNROLL for (int v = 0; v < V; v++) sum[r][v] = set_all(start[r]);
-      const uint8_t* w = panel + place_of(0, pass) * kQuad;
+      const uint8_t* w = panel + column_of(0, pass) * kQuad;
       const int8_t* at = x;
       for (int64_t q = 0; q < p.quads; q++, w += kLine, at += R * kQuad) {
         prefetch_lines<ALONE>(w, pass, ahead, q);
         vi weights[V];
-        PLLM_UNROLL for (int v = 0; v < V; v++) weights[v] = load_weights(w + place_of(v, 0) * kQuad);
+        PLLM_UNROLL for (int v = 0; v < V; v++) weights[v] = load_whole(w + column_of(v, 0) * kQuad);
         PLLM_UNROLL for (int r = 0; r < R; r++) {
           const vi quad = quad_of(at + r * kQuad);
           PLLM_UNROLL for (int v = 0; v < V; v++) sum[r][v] = multiply_add_int8(sum[r][v], weights[v], quad);
@@ -156,7 +147,7 @@ struct Int8 {
       }
       vf y[R][V];
       PLLM_UNROLL for (int v = 0; v < V; v++) {
-        const int64_t first = column + place_of(v, pass), left = p.n - first;
+        const int64_t first = column + column_of(v, pass), left = p.n - first;
         const vf scale = load_first((const float*)p.scale + first, left);
         const vf bias = p.bias ? load_first(p.bias + first, left) : zero();
         PLLM_UNROLL for (int r = 0; r < R; r++) y[r][v] = fmadd(to_float(sum[r][v]), mul(scale, set1(p.x_scale[row + r])), bias);
@@ -179,7 +170,7 @@ struct Int4 {
     for (int pass = 0; pass < kPasses; pass++) {
       vf total[R][V];
       PLLM_UNROLL for (int r = 0; r < R; r++) PLLM_UNROLL for (int v = 0; v < V; v++) total[r][v] = zero();
-      const uint8_t* w = panel + place_of(0, pass) * kQuad;
+      const uint8_t* w = panel + column_of(0, pass) * kQuad;
       const int8_t* at = x;
       for (int64_t g = 0; g < p.groups; g++) {
         vi sum[R][V];
@@ -188,7 +179,7 @@ struct Int4 {
           prefetch_lines<ALONE>(w, pass, ahead, g * lines + l);
           vi low[V], high[V];
           PLLM_UNROLL for (int v = 0; v < V; v++) {
-            const vi both = load_weights(w + place_of(v, 0) * kQuad);
+            const vi both = load_whole(w + column_of(v, 0) * kQuad);
             low[v] = low_halves(both);
             high[v] = high_halves(both);
           }
@@ -198,12 +189,12 @@ struct Int4 {
           }
         }
         PLLM_UNROLL for (int v = 0; v < V; v++) {
-          const vf scale = load(scales + g * kPanel + place_of(v, pass));
+          const vf scale = load(scales + g * kPanel + column_of(v, pass));
           PLLM_UNROLL for (int r = 0; r < R; r++) total[r][v] = fmadd(to_float(sum[r][v]), scale, total[r][v]);
         }
       }
       PLLM_UNROLL for (int v = 0; v < V; v++) {
-        const int64_t first = column + place_of(v, pass);
+        const int64_t first = column + column_of(v, pass);
         const vf bias = p.bias ? load_first(p.bias + first, p.n - first) : zero();
         PLLM_UNROLL for (int r = 0; r < R; r++) total[r][v] = fmadd(total[r][v], set1(p.x_scale[row + r]), bias);
       }

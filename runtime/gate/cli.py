@@ -39,7 +39,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--only", choices=["counts", "timings"], help="what has no noise, or what has")
     parser.add_argument("--short", action="store_true", help="a minute or two: decoding, a small prompt, memory")
     parser.add_argument("--quantities", nargs="+", metavar="PATTERN", help="what is timed, such as 'decode*' (all)")
-    parser.add_argument("--seconds", type=float, metavar="S", help="time to settle them in (300; --short: 240)")
+    parser.add_argument("--seconds", type=float, metavar="S", help="time to settle them in (420; --short: 240)")
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="of each side (%(default)s)")
     parser.add_argument("--itself", action="store_true", help="let base and new be the same, to see a machine's noise")
     for kind in ("json", "markdown", "html"):

@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pllm.runtime.gate.quantity import Quantity
+from pllm.runtime.gate.quantity import PRECISION, Quantity
 from pllm.runtime.gate.ratio import Ratio, log_ratios
 
 __all__ = ["Comparison"]
@@ -44,8 +44,8 @@ class Comparison:
 
     @property
     def is_settled(self) -> bool:
-        """Whether enough is known: neither interval is wider than the quantity's precision allows."""
-        return max(self.noise.half_width, self.ratio.half_width) <= self.quantity.precision
+        """Whether enough is known: neither interval is wider than it may be."""
+        return max(self.noise.half_width, self.ratio.half_width) <= PRECISION
 
     @property
     def is_suspect(self) -> bool:

@@ -16,6 +16,7 @@ __all__ = [
     "LEAST_BOUND",
     "PASS_TOKENS",
     "PEAK_MEMORY",
+    "PRECISION",
     "READY",
     "PassTask",
     "Quantity",
@@ -25,14 +26,15 @@ __all__ = [
 ]
 
 LEAST_BOUND = 0.02
+PRECISION = 0.01
+"""Half the width of the intervals, as a share, at which enough is known."""
 PASS_TOKENS = 160
 """Of a request of W1 and W2, prompt and answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Quantity:
-    """``precision``: half the width of the interval of base against base, as a share, at which enough is known.
-    ``bound``: the share of the base by which the new side may cost more at least, before anybody is alarmed.
+    """``bound``: the share of the base by which the new side may cost more at least, before anybody is alarmed.
 
     A cost is shown times ``scale`` in ``unit``; as a rate, ``scale`` over the cost.
     """
@@ -40,7 +42,6 @@ class Quantity:
     name: str
     unit: str
     scale: float
-    precision: float = 0.01
     is_rate: bool = False
     bound: float = LEAST_BOUND
 
@@ -53,11 +54,10 @@ _TURN = 0.008  # seconds of quiet steps: enough to meet moments in which neighbo
 _SMALL = 128  # tokens of a step that is measured in every round
 _LONG_MS = 20.0  # of the certificate: a step that is not
 _SELDOM = 3
-_COARSE = 0.02  # the precision of what passes through much memory, where processes differ by a few percent
 
-# One sample a process, and of a process's birth, which the kernel and the disk have a part in.
-READY = Quantity("start to ready", "ms", 1e3, precision=0.03)
-FIRST_TOKEN = Quantity("start to first token", "ms", 1e3, precision=0.03)
+# One sample a process: they take most trios to settle, and those in which nothing else is open are short.
+READY = Quantity("start to ready", "ms", 1e3)
+FIRST_TOKEN = Quantity("start to first token", "ms", 1e3)
 PEAK_MEMORY = Quantity("peak memory", "MiB", 1 / (1 << 20))
 
 
@@ -132,7 +132,7 @@ def _step(row: Latency) -> StepTask:
     name = name_of(row)
     turn = StepTurn(num_seqs=row.num_seqs, num_tokens=row.num_tokens, context=row.context, seconds=_TURN)
     if row.num_tokens > _SMALL or row.ms > _LONG_MS:
-        return StepTask(Quantity(name, "ms", 1e3, _COARSE), turn, _SELDOM)
+        return StepTask(Quantity(name, "ms", 1e3), turn, _SELDOM)
     return StepTask(Quantity(name, "ms", 1e3), turn)
 
 
@@ -142,13 +142,13 @@ def _passes() -> tuple[PassTask, ...]:
         PassTask(
             PassTurn(workload="W1"),
             one,
-            ttft=Quantity("TTFT, W1", "ms", 1e3, _COARSE),
+            ttft=Quantity("TTFT, W1", "ms", 1e3),
             tpot=Quantity("TPOT, W1", "ms", 1e3),
         ),
         PassTask(
             PassTurn(workload="W2"),
             eight,
-            throughput=Quantity("throughput, W2", "tokens/s", float(eight), _COARSE, is_rate=True),
+            throughput=Quantity("throughput, W2", "tokens/s", float(eight), is_rate=True),
             every=_SELDOM,
         ),
     )

@@ -21,7 +21,7 @@ from statistics import median
 from pllm.runtime.gate.calibration import drift
 from pllm.runtime.gate.check import Check, Verdict
 from pllm.runtime.gate.comparison import Comparison
-from pllm.runtime.gate.quantity import Quantity
+from pllm.runtime.gate.quantity import PRECISION, Quantity
 from pllm.runtime.gate.ratio import log_ratios
 from pllm.runtime.gate.trio import Trio
 
@@ -29,6 +29,7 @@ __all__ = ["MOST_DRIFT", "QUORUM", "VOTERS", "GateRun", "GateSettings", "Measure
 
 MOST_DRIFT = 0.05
 QUORUM, VOTERS = 3, 4
+_MORE_TRIOS = 20  # a twentieth more of them, and it is worth while to look again
 _MORE_WAITING = 0.1  # of its time, that the new side may wait for cores beyond the base
 
 Measure = Callable[[int, Collection[str]], Trio]
@@ -41,7 +42,7 @@ class GateSettings:
     """``seconds`` to settle all quantities in, votes not counted; ``least`` trios for anything to be settled;
     ``ballot`` trios of each voter."""
 
-    seconds: float = 300.0
+    seconds: float = 420.0
     least: int = 6
     ballot: int = 3
 
@@ -93,12 +94,15 @@ class GateRun:
         began = clock()
         sample = _Sample(measure, quantities)
         open_names = [quantity.name for quantity in quantities]
+        enough = settings.least
         while open_names and clock() - began < settings.seconds:
             sample.take(open_names)
-            if len(sample.kept) >= settings.least:
+            count = len(sample.kept)
+            if count >= enough:
+                enough = count + 1 + count // _MORE_TRIOS
                 # All of them once more at the end: which trios count may have changed for what was settled before.
                 open_names = sample.unsettled(open_names) or sample.unsettled([each.name for each in quantities])
-            said(f"{len(sample.kept)} trios in {clock() - began:.0f} s, {len(open_names)} quantities to settle")
+            said(f"{count} trios in {clock() - began:.0f} s, {len(open_names)} quantities to settle")
         comparisons = sample.comparisons()
         votes: Mapping[str, Vote] = {}
         suspects = [each for each in comparisons if each.is_suspect and len(each.pairs) >= settings.least]
@@ -122,7 +126,7 @@ class GateRun:
             told += f"; {vote.num_agreed} of {len(vote.ratios)} fresh runs agree"
         if verdict is Verdict.PASS and not (found.is_settled and len(found.pairs) >= self.settings.least):
             verdict = Verdict.VOID
-            told += f"; not known to {quantity.precision:.0%} after {len(found.pairs)} trios"
+            told += f"; not known to {PRECISION:.0%} after {len(found.pairs)} trios"
         return Check(quantity.name, quantity.shown(found.base), quantity.shown(found.new), verdict, told, quantity.unit)
 
     def _machine(self) -> Check:
@@ -157,7 +161,8 @@ class _Sample:
     @property
     def kept(self) -> list[Trio]:
         """Those during which the machine ran as fast as it mostly did."""
-        return [trio for trio in self.taken if not self._drifted(trio)]
+        reference = self._reference() if self.taken else 0.0
+        return [trio for trio in self.taken if drift(trio.calibrations, reference) <= MOST_DRIFT]
 
     def take(self, names: Collection[str]) -> None:
         self.taken.append(self._fresh(names))
@@ -181,7 +186,7 @@ class _Sample:
         fresh: list[Trio] = []
         for _ in range(2 * size):
             trio = self._fresh(names)
-            if not self._drifted(trio):
+            if drift(trio.calibrations, self._reference()) <= MOST_DRIFT:
                 fresh.append(trio)
             if len(fresh) == size:
                 break
@@ -192,9 +197,9 @@ class _Sample:
         self._number += 1
         return trio
 
-    def _drifted(self, trio: Trio) -> bool:
-        reference = median(min(each.calibrations) for each in self.taken)
-        return drift(trio.calibrations, reference) > MOST_DRIFT
+    def _reference(self) -> float:
+        """What the calibration kernel mostly took."""
+        return median(min(each.calibrations) for each in self.taken)
 
 
 def _votes(sample: _Sample, suspects: Sequence[Comparison], size: int) -> dict[str, Vote]:

@@ -34,7 +34,7 @@ from pllm.runtime.gate.run import GateSettings
 from pllm.runtime.gate.side import Side
 from pllm.runtime.gate.trio import Trio, TrioSpec
 
-from .recording import read, record
+from .recording import Recording, read, record
 from .simulation import Outcome, quantities_of, simulate
 from .slow_worker import SLOWDOWN
 
@@ -95,19 +95,20 @@ def record_trios(arguments: argparse.Namespace) -> int:
 
 
 def simulate_runs(arguments: argparse.Namespace) -> int:
-    facts, trios = read(*arguments.recordings)
-    quantities = quantities_of(facts)
+    recording = read(*arguments.recordings)
+    trios, births = recording.trios, recording.births
+    quantities = quantities_of(recording.facts)
     slower = {name: 1 + SLOWDOWN for name in trios[0].costs if name.startswith("decode")}
     full = GateSettings(seconds=arguments.seconds)
     found = {
-        "against itself": _runs(trios, quantities, GateOptions(settings=full), 200, {}),
-        "decode 5% slower": _runs(trios, quantities, GateOptions(settings=full), 100, slower),
-        "short, against itself": _runs(trios, quantities, SHORT, 200, {}),
-        "short, decode 5% slower": _runs(trios, quantities, SHORT, 100, slower),
+        "against itself": _runs(recording, quantities, GateOptions(settings=full), 200, {}),
+        "decode 5% slower": _runs(recording, quantities, GateOptions(settings=full), 100, slower),
+        "short, against itself": _runs(recording, quantities, SHORT, 200, {}),
+        "short, decode 5% slower": _runs(recording, quantities, SHORT, 100, slower),
     }
     options = GateOptions(settings=full)
     alone = {
-        f"{name} alone, {percent}% more": _summary(_runs(trios, quantities, options, 50, {name: 1 + percent / 100}))
+        f"{name} alone, {percent}% more": _summary(_runs(recording, quantities, options, 50, {name: 1 + percent / 100}))
         for name, percent in ALONE.items()
     }
     document = {
@@ -116,7 +117,9 @@ def simulate_runs(arguments: argparse.Namespace) -> int:
         "what": "the gate's own decisions, simulated on recorded timings; a slowdown is a factor on recorded costs",
         "machine": MachineFacts.here().as_dict(),
         "num_trios": len(trios),
+        "num_births": len(births),
         "median_seconds_a_trio": round(statistics.median(trio.seconds for trio in trios), 2),
+        "median_seconds_of_births": round(statistics.median(trio.seconds for trio in births), 2),
         "share_of_time_waiting_for_cores": round(statistics.fmean(w for trio in trios for w in trio.waits), 4),
         "settings": {"full": asdict(full), "short": asdict(SHORT)},
         "noise": _noise(trios),
@@ -130,14 +133,14 @@ def simulate_runs(arguments: argparse.Namespace) -> int:
 
 
 def _runs(
-    trios: Sequence[Trio],
+    recording: Recording,
     quantities: Sequence[Quantity],
     options: GateOptions,
     count: int,
     factors: Mapping[str, float],
 ) -> list[Outcome]:
     wanted = [quantity for quantity in quantities if options.wants(quantity.name)]
-    return [simulate(trios, wanted, options.settings, factors=factors, seed=seed) for seed in range(count)]
+    return [simulate(recording, wanted, options.settings, factors=factors, seed=seed) for seed in range(count)]
 
 
 def _summary(outcomes: Sequence[Outcome]) -> dict[str, object]:

@@ -15,6 +15,8 @@ from pllm.runtime.gate.quantity import FIRST_TOKEN, PEAK_MEMORY, READY, Quantity
 from pllm.runtime.gate.run import GateRun, GateSettings
 from pllm.runtime.gate.trio import Trio
 
+from .recording import Recording
+
 __all__ = ["Outcome", "quantities_of", "simulate"]
 
 
@@ -38,22 +40,26 @@ def quantities_of(facts: Facts) -> list[Quantity]:
 
 
 def simulate(
-    trios: Sequence[Trio],
+    recording: Recording,
     quantities: Sequence[Quantity],
     settings: GateSettings,
     *,
     factors: Mapping[str, float],
     seed: int,
 ) -> Outcome:
-    """One run. Each trio is taken to last as long as it did, though a real one leaves out what is settled."""
+    """One run. Where nothing but births is wanted, trios of births are drawn. Each trio is taken to last as long as it
+    did, though a real one leaves out tasks that are settled."""
     rng = random.Random(seed)
-    place = rng.randrange(len(trios))
+    births = set(recording.births[0].costs)
+    places = {is_birth: rng.randrange(len(recording.trios)) for is_birth in (False, True)}
     now = 0.0
 
     def measure(_: int, names: Collection[str]) -> Trio:
-        nonlocal place, now
-        trio = trios[place % len(trios)]
-        place += 1
+        nonlocal now
+        is_birth = births.issuperset(names)
+        kind = recording.births if is_birth else recording.trios
+        trio = kind[places[is_birth] % len(kind)]
+        places[is_birth] += 1
         now += trio.seconds
         roles = rng.sample(range(3), 3)
         costs = {}
