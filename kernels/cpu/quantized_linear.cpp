@@ -112,13 +112,16 @@ PLLM_INLINE void prefetch_lines(const uint8_t* w, int pass, const Ahead& ahead, 
 
 template <int R>
 PLLM_INLINE void write(const Problem& p, const vf y[R][V], int64_t row, int64_t column, int pass) {
-  PLLM_UNROLL for (int r = 0; r < R; r++) {
-    float* to = p.y + (row + r) * p.y_stride;
-    if (p.gated) {
-      store(to + column / 2 + column_of(0, pass), silu_mul(y[r][0], y[r][1]));
-      continue;
-    }
-    PLLM_UNROLL for (int v = 0; v < V; v++) store_first(to + column + column_of(v, pass), y[r][v], p.n - column - column_of(v, pass));
+  float* to = p.y + row * p.y_stride + column_of(0, pass);
+  if (p.gated) {  // through memory, and a row at a time, for the code's sake: there are many copies of it
+    float sums[R][V * kLanes];
+    PLLM_UNROLL for (int r = 0; r < R; r++) PLLM_UNROLL for (int v = 0; v < V; v++) store(sums[r] + v * kLanes, y[r][v]);
+    for (int r = 0; r < R; r++) store(to + r * p.y_stride + column / 2, silu_mul(load(sums[r]), load(sums[r] + kLanes)));
+    return;
+  }
+  PLLM_UNROLL for (int r = 0; r < R; r++) PLLM_UNROLL for (int v = 0; v < V; v++) {
+    const int64_t first = column + column_of(v, 0);
+    store_first(to + r * p.y_stride + first, y[r][v], p.n - first - column_of(0, pass));
   }
 }
 
