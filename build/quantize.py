@@ -74,12 +74,13 @@ class _Rounding:
 
     def __init__(self, weights: ModelWeights) -> None:
         self._weights = weights
-        self._last: tuple[tuple[str, ...], torch.Tensor, torch.Tensor] | None = None
+        self._last: tuple[object, torch.Tensor, torch.Tensor] | None = None
 
     def round(self, source: ConstantSource) -> tuple[torch.Tensor, torch.Tensor]:
         """int8 [N, K], and its scales."""
-        if self._last is None or self._last[0] != source.parts:
-            is_int4 = source.form in (WeightForm.INT4, WeightForm.INT4_SCALE)
+        is_int4 = source.form in (WeightForm.INT4, WeightForm.INT4_SCALE)
+        key = (source.parts, is_int4, source.group, source.kept, source.gates_alternate)
+        if self._last is None or self._last[0] != key:
             if source.kept:
                 rounded, scale = self._kept(source, is_int4=is_int4)
             else:
@@ -87,7 +88,7 @@ class _Rounding:
                 rounded, scale = quantize_int4(whole, source.group) if is_int4 else quantize_int8(whole)
             if source.gates_alternate:
                 rounded, scale = alternate_gates(rounded), alternate_gates(scale)
-            self._last = (source.parts, rounded, scale)
+            self._last = (key, rounded, scale)
         return self._last[1:]
 
     def _kept(self, source: ConstantSource, *, is_int4: bool) -> tuple[torch.Tensor, torch.Tensor]:

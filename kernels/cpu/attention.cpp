@@ -115,7 +115,7 @@ void merge(const Call& c, const Item* items, int64_t spans) {
     float top = -INFINITY, sum = 0;
     for (int64_t s = 0; s < spans; s++) {
       const float m = items[s].partial[r * c.row_floats + c.padded];
-      if (!(m <= top)) top = m;  // a NaN stays
+      if (!(m <= top)) top = m;  // a NaN is in its factor below, too
     }
     memset(o, 0, sizeof(float) * c.padded);
     for (int64_t s = 0; s < spans; s++) {

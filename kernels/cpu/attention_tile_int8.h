@@ -147,7 +147,7 @@ void Int8Tile::attend(const Call& c, const Item& item, int64_t row, int64_t key0
       continue;
     }
     largest[r] = largest_score(row_s, columns);
-    const float before = maximum[row + r], now = !(largest[r] <= before) ? largest[r] : before;  // a NaN stays
+    const float before = maximum[row + r], now = !(largest[r] <= before) ? largest[r] : before;  // a NaN is in its factor, too
     old_factor[r] = before - now, new_factor[r] = largest[r] - now;
     maximum[row + r] = now;
   }

@@ -3,7 +3,9 @@
 // faults of 512 tokens.
 //
 // A block is taken by the best fit among those kept, up to four times what is asked for, so that steps of fewer tokens live on the
-// blocks of larger ones. Small ones, of which tensors themselves are made, are all of one size.
+// blocks of larger ones. What would make all of it, in use and kept, more than half as much again as was ever in use at once, is given
+// back, the longest unused first: sizes that rise from step to step leave no block of each. Small ones, of which tensors themselves
+// are made, are all of one size.
 #include "memory.h"
 
 #include <stdint.h>
@@ -15,17 +17,21 @@
 namespace {
 
 constexpr size_t kSmall = 512, kMostTimes = 4, kAlignment = 64;
-constexpr int kMostBlocks = 256;  // kept; more are given back
+constexpr size_t kAlways = 1 << 20;  // bytes that may be kept in any case
+constexpr int kMostBlocks = 256, kMostSmall = 4096;
 
 struct Block {
   char* memory;
   size_t bytes;
+  uint64_t turn;  // in which it was given
 };
 
 struct Kept {
   Block blocks[kMostBlocks];  // the smallest first
-  int count = 0;
+  int count = 0, small_count = 0;
   void* small = nullptr;  // each begins with where the next is
+  size_t held = 0, out = 0, most = 0;  // bytes that are kept, that are in use, and that were at once; of blocks
+  uint64_t turn = 0;
 
   ~Kept() {
     while (count) free(blocks[--count].memory);
@@ -34,11 +40,13 @@ struct Kept {
   void* pop() {
     void* memory = small;
     memcpy(&small, memory, sizeof small);
+    small_count--;
     return memory;
   }
   void push(void* memory) {
     memcpy(memory, &small, sizeof small);
     small = memory;
+    small_count++;
   }
   int first_of(size_t bytes) const {  // that has so many, at least
     int low = 0, high = count;
@@ -48,6 +56,24 @@ struct Kept {
       else high = middle;
     }
     return low;
+  }
+  Block remove(int i) {
+    const Block block = blocks[i];
+    memmove(blocks + i, blocks + i + 1, sizeof(Block) * (size_t)(--count - i));
+    held -= block.bytes;
+    return block;
+  }
+  void add(char* memory, size_t bytes) {
+    const int i = first_of(bytes);
+    memmove(blocks + i + 1, blocks + i, sizeof(Block) * (size_t)(count++ - i));
+    blocks[i] = {memory, bytes, turn++};
+    held += bytes;
+  }
+  void free_oldest() {
+    int oldest = 0;
+    for (int i = 1; i < count; i++)
+      if (blocks[i].turn < blocks[oldest].turn) oldest = i;
+    free(remove(oldest).memory);
   }
 };
 thread_local Kept kept;
@@ -66,21 +92,23 @@ PLLM_EXPORT void* pllm_take_memory(size_t bytes, size_t* taken) {
   Kept& mine = kept;
   if (bytes <= kSmall) return mine.small ? (*taken = kSmall, mine.pop()) : fresh(kSmall, taken);
   const int i = mine.first_of(bytes);
-  if (i == mine.count || mine.blocks[i].bytes / kMostTimes > bytes) return fresh(bytes, taken);
-  const Block block = mine.blocks[i];
-  memmove(mine.blocks + i, mine.blocks + i + 1, sizeof(Block) * (size_t)(--mine.count - i));
+  const bool fits = i < mine.count && mine.blocks[i].bytes / kMostTimes <= bytes;
+  const Block block = fits ? mine.remove(i) : Block{(char*)fresh(bytes, taken), *taken, 0};
+  if (!block.memory) return nullptr;
   *taken = block.bytes;
+  mine.out += block.bytes;
+  if (mine.out > mine.most) mine.most = mine.out;
   return block.memory;
 }
 
 PLLM_EXPORT void pllm_give_memory(void* memory, size_t taken) {
   Kept& mine = kept;
   if (!memory) return;
-  if (taken == kSmall) return mine.push(memory);
-  if (mine.count == kMostBlocks) return free(memory);
-  const int i = mine.first_of(taken);
-  memmove(mine.blocks + i + 1, mine.blocks + i, sizeof(Block) * (size_t)(mine.count++ - i));
-  mine.blocks[i] = {(char*)memory, taken};
+  if (taken == kSmall) return mine.small_count < kMostSmall ? mine.push(memory) : free(memory);
+  mine.out -= taken < mine.out ? taken : mine.out;  // it may be another thread's
+  if (mine.count == kMostBlocks) mine.free_oldest();
+  mine.add((char*)memory, taken);
+  while (mine.count && mine.out + mine.held > mine.most + mine.most / 2 + kAlways) mine.free_oldest();
 }
 
 }  // extern "C"

@@ -240,7 +240,7 @@ PLLM_INLINE void multiply(const float* a, const T* b, int64_t k, vf acc[R][2 * G
     if (PREFETCH == 1) {  // this panel, further on
       PLLM_UNROLL for (int o = 0; o < 4 * 32 * (int)sizeof(T); o += 64)
         _mm_prefetch((const char*)b + ahead_step + o, _MM_HINT_T0);
-    } else if (PREFETCH == 2) {  // the next panel, into L2, a little at a time
+    } else if (PREFETCH == 2) {  // the next panel, a little at a time
       for (int64_t o = 0; o < ahead_step; o += 64) _mm_prefetch(ahead + o, _MM_HINT_T0);
       ahead += ahead_step;
     }

@@ -98,10 +98,12 @@ class GateRun:
         while open_names and clock() - began < settings.seconds:
             sample.take(open_names)
             count = len(sample.kept)
-            if count >= enough:
-                enough = count + 1 + count // _MORE_TRIOS
+            is_enough = count >= enough
+            if is_enough:
                 # All of them once more at the end: which trios count may have changed for what was settled before.
                 open_names = sample.unsettled(open_names) or sample.unsettled([each.name for each in quantities])
+            later = max(settings.least, count + 1 + count // _MORE_TRIOS)
+            enough = later if is_enough else min(enough, later)  # sooner where trios that counted no longer do
             said(f"{count} trios in {clock() - began:.0f} s, {len(open_names)} quantities to settle")
         comparisons = sample.comparisons()
         votes: Mapping[str, Vote] = {}

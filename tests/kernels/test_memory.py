@@ -108,6 +108,37 @@ def test_the_best_fit_is_taken_and_nothing_far_larger(memory: Callable[[], Memor
     in_a_thread(run)
 
 
+def resident() -> int:
+    """Bytes of this process that no file stands behind."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(next(line for line in status.splitlines() if line.startswith("RssAnon")).split()[1])
+
+
+def test_sizes_that_rise_leave_no_block_of_each(memory: Callable[[], Memory]) -> None:
+    """Of 64 steps the largest has 16 MB, and all together 520."""
+
+    def run() -> None:
+        mine, before = memory(), resident()
+        for step in range(1, 65):
+            mine.give(mine.take(step << 18)[0])
+        assert resident() - before < 40 << 20
+
+    in_a_thread(run)
+
+
+def test_what_another_thread_took_does_not_pile_up(memory: Callable[[], Memory]) -> None:
+    mine, before = memory(), resident()
+
+    def give() -> None:
+        for _ in range(64):
+            block: list[tuple[int, int]] = []
+            in_a_thread(lambda: block.append(mine.take(4 << 20)))
+            mine.give(block[0][0])
+        assert resident() - before < 40 << 20
+
+    in_a_thread(give)
+
+
 def test_more_than_there_is(memory: Callable[[], Memory]) -> None:
     mine = memory()
     taken = ctypes.c_size_t()
