@@ -131,9 +131,9 @@ def test_what_another_thread_took_does_not_pile_up(memory: Callable[[], Memory])
 
     def give() -> None:
         for _ in range(64):
-            block: list[tuple[int, int]] = []
-            in_a_thread(lambda: block.append(mine.take(4 << 20)))
-            mine.give(block[0][0])
+            with ThreadPoolExecutor(1) as other:
+                address, _ = other.submit(mine.take, 4 << 20).result()
+            mine.give(address)
         assert resident() - before < 40 << 20
 
     in_a_thread(give)
