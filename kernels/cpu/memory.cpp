@@ -11,12 +11,14 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "api.h"
 
 namespace {
 
 constexpr size_t kSmall = 512, kMostTimes = 4, kAlignment = 64;
+constexpr size_t kPage = 4096, kMapped = 1 << 20;  // from so many bytes on a block is mapped by itself: given back, it is gone
 constexpr size_t kAlways = 1 << 20;  // bytes that may be kept in any case
 constexpr int kMostBlocks = 256, kMostSmall = 4096;
 
@@ -26,6 +28,11 @@ struct Block {
   uint64_t turn;  // in which it was given
 };
 
+void release(char* memory, size_t bytes) {
+  if (bytes >= kMapped) munmap(memory, bytes);
+  else free(memory);
+}
+
 struct Kept {
   Block blocks[kMostBlocks];  // the smallest first
   int count = 0, small_count = 0;
@@ -34,7 +41,7 @@ struct Kept {
   uint64_t turn = 0;
 
   ~Kept() {
-    while (count) free(blocks[--count].memory);
+    for (; count; count--) release(blocks[count - 1].memory, blocks[count - 1].bytes);
     while (small) free(pop());
   }
   void* pop() {
@@ -73,15 +80,19 @@ struct Kept {
     int oldest = 0;
     for (int i = 1; i < count; i++)
       if (blocks[i].turn < blocks[oldest].turn) oldest = i;
-    free(remove(oldest).memory);
+    const Block block = remove(oldest);
+    release(block.memory, block.bytes);
   }
 };
 thread_local Kept kept;
 
 void* fresh(size_t bytes, size_t* taken) {
-  if (bytes > SIZE_MAX - kAlignment) return nullptr;
-  *taken = (bytes + kAlignment - 1) / kAlignment * kAlignment;
-  return aligned_alloc(kAlignment, *taken);
+  if (bytes > SIZE_MAX - kPage) return nullptr;
+  const size_t unit = bytes > kMapped - kAlignment ? kPage : kAlignment;
+  *taken = (bytes + unit - 1) / unit * unit;
+  if (*taken < kMapped) return aligned_alloc(kAlignment, *taken);
+  void* memory = mmap(nullptr, *taken, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  return memory == MAP_FAILED ? nullptr : memory;
 }
 
 }  // namespace
