@@ -48,7 +48,7 @@ class MemoryLedger(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     weights: int
     """The weight files, mapped: page cache that all engines of one artifact share."""
     activations: int
-    """The largest step's own tensors. What their thread keeps for later ones may be half as much again."""
+    """The largest step's own tensors, and half as much again, which the thread may keep of other steps'."""
     runtime: int
     """What the process holds otherwise: libraries, the interpreter, input and sampling buffers."""
     kv_block: int
