@@ -104,8 +104,8 @@ def _memory(opened: Rehearsal) -> tuple[int, int]:
     """Bytes of activations and of the runtime.
 
     The weights' pages and the pool's are there before the first step, and a small step has been run: what grows during
-    the largest steps is their own. Steps of other sizes may leave half as much again with the thread, which keeps memory
-    for its next tensors (`kernels/cpu/memory.cpp`).
+    the largest steps is their own. Steps of other sizes may leave half as much again with the thread, which keeps
+    memory for its next tensors (`kernels/cpu/memory.cpp`).
     """
     opened.pool.array.fill(0)  # an older kernel leaves pages to their first use
     small = SchedulerOutput(next(largest_steps(opened.config)).rows[-1:])
